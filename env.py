@@ -3,13 +3,16 @@
 import copy
 import functools
 import os
+from colorsys import hsv_to_rgb
 from pathlib import Path
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
 from mujoco.batch import Batch
 
 ASSETS = Path(__file__).parent / "assets"
+Shape = mujoco.mjtGeom
 
 
 def check(condition, message):
@@ -168,6 +171,94 @@ class Camera:
 
 
 # --------------------------------------------------------------------------------------------
+# Physics, for both worlds
+# --------------------------------------------------------------------------------------------
+
+
+class Physics:
+    """n simulations of a model on one thread: their state, their seeds, their clocks.
+
+    `ids` names some of the simulations by sorted integers; None or slice(None) means all.
+    """
+
+    def __init__(self, model, n, seed, rate, substeps):
+        check(isinstance(n, int) and n >= 1, f"n is {n!r}; a world holds one robot or more")
+        self.model, self.n, self.seed, self.rate, self.substeps = model, n, seed, rate, substeps
+        self.batch = Batch(model, n, nthread=1, persistent=True)
+        self.time, self.qpos, self.qvel = (self.batch.bind(x) for x in ("time", "qpos", "qvel"))
+        self.mocap = self.batch.bind("mocap_pos")
+        self.scratch = mujoco.MjData(model)  # where a state is laid out for the camera
+        self.motion = 1 + model.nq + 2 * model.nv  # time, qpos, qvel, qacc_warmstart
+        self.state_size = self.motion + 3 * model.nmocap
+        self.episode = np.zeros(n, np.int64)  # episodes begun by each simulation
+
+    def ids(self, ids):
+        return np.arange(self.n) if ids is None else np.atleast_1d(ids)
+
+    def begin(self, ids):
+        """Random generators of the next episodes; a robot's do not depend on its neighbours."""
+        self.episode[ids] += 1
+        return [np.random.default_rng((self.seed, i, self.episode[i])) for i in ids]
+
+    def get(self, ids=slice(None)):
+        """All that the future depends on.  [k, state_size]"""
+        motion = self.batch.state[ids, : self.motion]
+        return np.concatenate([motion, self.mocap[ids].reshape(len(motion), -1)], 1)
+
+    def set(self, states, ids):
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
+        self.batch.state[ids, : self.motion] = states[:, : self.motion]
+        self.mocap[ids] = states[:, self.motion :].reshape(len(ids), -1, 3)
+        self.batch.forward(ids)
+
+    def step(self, ctrl):
+        """Advance, and compute positions, velocities and their sensors at the new state."""
+        self.batch.ctrl = ctrl
+        self.batch.step(nstep=self.substeps, stage=mujoco.mjtStage.mjSTAGE_VEL)
+        bad = self.batch.warning[:, mujoco.mjtWarning.mjWARN_BADQPOS.value :, 1].any(1)  # counts
+        if bad.any():
+            raise FloatingPointError(f"the physics of robot {np.flatnonzero(bad)[0]} diverged")
+
+    def picture(self, camera, state, out):
+        """Draw a state into out."""
+        self.scratch.qpos = state[1 : 1 + self.model.nq]
+        self.scratch.mocap_pos = state[self.motion : self.state_size].reshape(-1, 3)
+        mujoco.mj_kinematics(camera.model, self.scratch)
+        out[:] = camera.image(self.scratch)
+
+    @property
+    def t(self):
+        """Control steps since the episode began.  [n]"""
+        return np.rint(self.time * self.rate).astype(int)
+
+
+def check_states(states, k, size):
+    states = np.asarray(states, np.float64)
+    expected = (k, size)
+    check(states.shape == expected, f"states have shape {states.shape}, expected {expected}")
+    check(np.isfinite(states).all(), "states hold a NaN or an infinity")
+    return states
+
+
+def check_actions(actions, n, low, high):
+    """Actions as float64 [n, A], refused if they are not finite numbers between low and high."""
+    actions, expected = np.asarray(actions, np.float64), (n, len(low))
+    check(actions.shape == expected, f"actions have shape {actions.shape}, expected {expected}")
+    good = (actions >= low - 1e-6) & (actions <= high + 1e-6)  # false for a NaN, too
+    if not good.all():
+        i, j = np.argwhere(~good)[0]
+        wanted = f"a number in [{low[j]:g}, {high[j]:g}]"
+        raise ValueError(f"action {j} of robot {i} is {actions[i, j]}; expected {wanted}")
+    return actions
+
+
+def quaternion(yaw):
+    """Unit quaternions of turns about z.  [..., 4]"""
+    zero = np.zeros_like(yaw)
+    return np.stack([np.cos(yaw / 2), zero, zero, np.sin(yaw / 2)], -1)
+
+
+# --------------------------------------------------------------------------------------------
 # Stack: the Jaco arm and two blocks (MetaMimic, section 3.1)
 # --------------------------------------------------------------------------------------------
 
@@ -186,7 +277,7 @@ class Stack:
     [k, ...] where `ids` names k of them.
     """
 
-    RATE, SUBSTEPS, ACTIONS = 20, 10, 9
+    RATE = 20  # control steps a second
     HOME = np.array([4.933, 3.819, 1.202, 3.297, 5.675, 5.088, 0.8, 0.8, 0.8])  # pinch 10 cm up
     FEATURES = {  # name: columns
         "joints": slice(0, 9),
@@ -203,70 +294,55 @@ class Stack:
     def __init__(
         self, n=1, seed=0, obs="features", size=64, shadows=False, task="stack", horizon=200
     ):
-        check(n >= 1, f"n is {n}; a world holds at least one robot")
         check(obs in ("features", "pixels"), f"obs is {obs!r}; it is 'features' or 'pixels'")
         check(task in REWARDS, f"task is {task!r}; it is one of {', '.join(REWARDS)}")
         check(horizon >= 1, f"horizon is {horizon}; an episode has at least one step")
-        self.n, self.seed, self.obs, self.task, self.horizon = n, seed, obs, task, horizon
-        self.model = model = mujoco.MjModel.from_xml_path(str(ASSETS / "stack.xml"))
-        self.batch = Batch(model, n, nthread=1, persistent=True)
-        self.camera = Camera(model, "front", size, shadows)
-        self.scratch = mujoco.MjData(model)  # where a robot's pose is laid out for the camera
-        self.episode = np.zeros(n, np.int64)  # episodes begun by each robot
-        bind = self.batch.bind
-        self.time, self.qpos, self.qvel = bind("time"), bind("qpos"), bind("qvel")
+        self.n, self.obs, self.task, self.horizon = n, obs, task, horizon
+        self.model = mujoco.MjModel.from_xml_path(str(ASSETS / "stack.xml"))
+        self.physics = Physics(self.model, n, seed, self.RATE, substeps=10)
+        self.state_size = self.physics.state_size
+        self.camera = Camera(self.model, "front", size, shadows)
+        self.low, self.high = -np.ones(9), np.ones(9)
+        self.speed = self.model.actuator_ctrlrange[:, 1]  # what an action of 1 commands, rad/s
+        batch = self.physics.batch
         self.hand_a, self.a_on_b, self.pinch_velocity = (
-            self.batch.sensor(name).data for name in ("hand_a", "a_on_b", "pinch_velocity")
+            batch.sensor(name).data for name in ("hand_a", "a_on_b", "pinch_velocity")
         )
-        self.pinch = self.batch.site("pinch").xpos
-        self.block_a, self.block_b = (
-            (self.batch.body(name).xpos, self.batch.body(name).xmat, self.batch.joint(name).qvel)
+        self.pinch = batch.site("pinch").xpos
+        self.block_a, self.block_b = (  # position, rotation, velocity
+            (batch.body(name).xpos, batch.body(name).xmat, batch.joint(name).qvel)
             for name in ("block_a", "block_b")
         )
-        self.state_size = 1 + model.nq + 2 * model.nv  # time, qpos, qvel, qacc_warmstart
-        self.speed = model.actuator_ctrlrange[:, 1]  # what an action of 1 commands, rad/s
         self.reset()
 
     # -- state
 
     def get_state(self, ids=slice(None)):
-        """All that the future depends on.  [k, state_size]"""
-        return self.batch.state[ids, : self.state_size].copy()
+        return self.physics.get(ids)
 
     def set_state(self, states, ids=None):
         """Put robots into given states, from the start of an episode or from its middle."""
-        states = np.asarray(states, np.float64)
-        ids = np.arange(self.n) if ids is None else np.asarray(ids)
-        expected = (len(ids), self.state_size)
-        check(states.shape == expected, f"states have shape {states.shape}, expected {expected}")
-        check(np.isfinite(states).all(), "states hold a NaN or an infinity")
-        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        self.batch.state[ids, : self.state_size] = states
-        self.batch.forward(ids)
+        ids = self.physics.ids(ids)
+        self.physics.set(check_states(states, len(ids), self.state_size), ids)
         return self.observe(ids)
 
     def reset(self, ids=None):
         """Begin an episode: the arm near its home, the blocks anywhere before it."""
-        ids = np.arange(self.n) if ids is None else np.asarray(ids)
+        ids = self.physics.ids(ids)
         states = np.zeros((len(ids), self.state_size))
-        for row, i in zip(states, ids, strict=True):
-            rng = np.random.default_rng((self.seed, i, self.episode[i]))
-            row[1:10] = self.HOME + rng.uniform(-0.05, 0.05, 9)
-            row[10:17], row[17:24] = self._place_blocks(rng)
-        self.episode[ids] += 1
+        for state, rng in zip(states, self.physics.begin(ids), strict=True):
+            state[1:10] = self.HOME + rng.uniform(-0.05, 0.05, 9)
+            state[10:24] = self._place_blocks(rng).ravel()
         return self.set_state(states, ids)
 
     @staticmethod
     def _place_blocks(rng):
         """Two poses on the table, 9 cm apart at least, so that fingers fit between.  [2, 7]"""
-        while True:
+        places = np.zeros((2, 2))
+        while np.linalg.norm(places[0] - places[1]) < 0.09:
             places = rng.uniform(-0.08, 0.08, (2, 2))
-            if np.linalg.norm(places[0] - places[1]) > 0.09:
-                break
-        yaw = rng.uniform(-np.pi, np.pi, 2)
-        height, zero = np.full(2, HALF), np.zeros(2)
-        quaternion = [np.cos(yaw / 2), zero, zero, np.sin(yaw / 2)]
-        return np.stack([*places.T, height, *quaternion], 1)
+        turns = quaternion(rng.uniform(-np.pi, np.pi, 2))
+        return np.concatenate([places, np.full((2, 1), HALF), turns], 1)
 
     # -- what the robot sees and feels
 
@@ -291,35 +367,31 @@ class Stack:
 
     def body(self, ids=slice(None)):
         """Joint positions and velocities, pinch position and velocity (eq. 2's body).  [k, 24]"""
-        parts = (self.qpos[ids, :9], self.qvel[ids, :9], self.pinch[ids], self.pinch_velocity[ids])
+        qpos, qvel = self.physics.qpos[ids, :9], self.physics.qvel[ids, :9]
+        parts = (qpos, qvel, self.pinch[ids], self.pinch_velocity[ids])
         return np.concatenate(parts, 1, dtype=np.float32, casting="same_kind")
 
     def pixels(self, ids=slice(None)):
-        """[k, size, size, 3] uint8"""
-        return self.render(self.qpos[ids])
+        return self.render(self.get_state(ids))
 
     def render(self, states):
-        """Images of states (or of their qpos alone).  [k, size, size, 3] uint8"""
-        qpos = states if states.shape[1] == self.model.nq else states[:, 1 : 1 + self.model.nq]
-        images = np.empty((len(qpos), self.camera.size, self.camera.size, 3), np.uint8)
-        for image, row in zip(images, qpos, strict=True):
-            self.scratch.qpos = row
-            mujoco.mj_kinematics(self.model, self.scratch)
-            image[:] = self.camera.image(self.scratch)
+        """Images of any states, a demonstration's for instance.  [k, size, size, 3] uint8"""
+        size = self.camera.size
+        images = np.empty((len(states), size, size, 3), np.uint8)
+        for image, state in zip(images, states, strict=True):
+            self.physics.picture(self.camera, state, image)
         return images
 
     # -- what it does
 
     @property
     def t(self):
-        """Steps since the episode began.  [n]"""
-        return np.rint(self.time * self.RATE).astype(int)
+        return self.physics.t
 
     def step(self, actions):
         """Observation, reward, discount, last.  A time limit ends the episode at discount 1."""
-        actions = check_actions(actions, self.n, self.ACTIONS)
-        self.batch.ctrl = actions * self.speed
-        step_batch(self.batch, self.SUBSTEPS)
+        actions = check_actions(actions, self.n, self.low, self.high)
+        self.physics.step(actions * self.speed)
         reward = REWARDS[self.task][self.stage()]
         return self.observe(), reward, np.ones(self.n), self.t >= self.horizon
 
@@ -340,26 +412,6 @@ class Stack:
             stack &= np.linalg.norm(velocity[:, :3], axis=1) < 0.02  # m/s
             stack &= np.linalg.norm(velocity[:, 3:], axis=1) < 0.5  # rad/s
         return np.where(stack, 3, np.where(lift, 2, np.where(reach, 1, 0)))
-
-
-def check_actions(actions, n, size):
-    """Actions as float64 [n, size], refused if they are not finite numbers in [-1, 1]."""
-    actions = np.asarray(actions, np.float64)
-    check(actions.shape == (n, size), f"actions have shape {actions.shape}, expected {(n, size)}")
-    # a NaN fails the comparison, too
-    good = np.abs(actions) <= 1 + 1e-6
-    if not good.all():
-        i, j = np.argwhere(~good)[0]
-        raise ValueError(f"action {j} of robot {i} is {actions[i, j]}; expected a number in [-1, 1]")
-    return actions
-
-
-def step_batch(batch, substeps):
-    """Advance, and compute positions, velocities and their sensors at the new state."""
-    batch.step(nstep=substeps, stage=mujoco.mjtStage.mjSTAGE_VEL)
-    bad = batch.warning[:, mujoco.mjtWarning.mjWARN_BADQPOS.value :, 1].any(1)  # counts
-    if bad.any():
-        raise FloatingPointError(f"the physics of robot {np.flatnonzero(bad)[0]} diverged")
 
 
 # --------------------------------------------------------------------------------------------
@@ -392,19 +444,19 @@ class Person:
         check(style in PEOPLE, f"style is {style!r}; it is one of {', '.join(PEOPLE)}")
         self.world, self.style, self.seed = world, PEOPLE[style], seed
         self.name = list(PEOPLE).index(style)
-        n, self.pace = world.n, max(1, world.horizon / 200)
+        n, self.pace = world.n, max(1, world.horizon / 200) ** 0.9
         self.script = np.zeros((n, 13, 8))
         self.tremor = np.zeros((n, world.horizon + 1, 3))
         self.phase, self.frames = np.zeros(n, int), np.zeros(n, int)
         self.entry, self.yaw = np.zeros((n, 3)), np.zeros(n)
         self.hand = world.model.body("hand").id
-        self.hand_turn = world.batch.body("hand").xmat
+        self.hand_turn = world.physics.batch.body("hand").xmat
         self.begin(np.arange(n))
 
     def begin(self, ids):
         """Draw scripts for the episodes that robots `ids` have just begun."""
         for i in ids:
-            rng = np.random.default_rng((self.seed, self.name, i, self.world.episode[i]))
+            rng = np.random.default_rng((self.seed, self.name, i, self.world.physics.episode[i]))
             self.script[i] = self._draw_script(rng)
             shake = rng.normal(size=self.tremor[i].shape) * self.style["tremor"]
             for before, now in zip(shake[:-1], shake[1:], strict=True):
@@ -497,12 +549,520 @@ class Person:
         c, s, zero = np.cos(self.yaw), np.sin(self.yaw), np.zeros(world.n)
         wanted = np.array([[c, -s, zero], [s, c, zero], [zero, zero, zero + 1]]).transpose(2, 0, 1)
         spin = 3.0 * np.cross(turn, wanted, axis=1).sum(2)  # rad/s, towards upright at that yaw
-        jacobians = world.batch.jac(self.hand, tool)
+        jacobians = world.physics.batch.jac(self.hand, tool)
         J = np.concatenate(jacobians, 1)[:, :, :6]  # [n, 6, 6]
         twist = np.concatenate([velocity, spin], 1)[:, :, None]
         damped = J @ J.transpose(0, 2, 1) + 1e-4 * np.eye(6)
         joints = (J.transpose(0, 2, 1) @ np.linalg.solve(damped, twist))[:, :, 0]
         arm = joints / world.speed[:6]
         arm /= np.maximum(np.abs(arm).max(1, keepdims=True), 1)
-        fingers = 5 * (finger[:, None] - world.qpos[:, 6:9]) / world.speed[6:]
+        fingers = 5 * (finger[:, None] - world.physics.qpos[:, 6:9]) / world.speed[6:]
         return np.concatenate([arm, np.clip(fingers, -1, 1)], 1)
+
+
+# --------------------------------------------------------------------------------------------
+# Kitchenware, scenes and tasks (MILI, section V)
+# --------------------------------------------------------------------------------------------
+
+SPLITS = ("train", "val", "test")
+FAMILIES = ("press", "grasp", "push", "place")
+SCENES = {"train": 150, "val": 10, "test": 10}
+PIECES = {"train": range(12), "val": range(12, 13), "test": range(13, 15)}  # of each kind
+BUTTONS = {"train": range(160), "val": range(160, 180), "test": range(180, 200)}
+PAIRS = [(i, j) for i in range(3) for j in range(3) if i != j]
+SLOTS = (  # all that may be done in a scene of three objects and two buttons
+    [("press", i) for i in range(2)]
+    + [("grasp", i) for i in range(3)]
+    + [("push", i, j) for i, j in PAIRS]
+    + [("place", i, j) for i, j in PAIRS]
+)
+GOLDEN = 0.618  # multiples of it, modulo 1, are hues far apart
+
+
+class Piece(NamedTuple):
+    """A piece of kitchenware; its frame's origin is the middle of its bottom."""
+
+    kind: str
+    shapes: list  # of (type, position, quaternion, size, rgba)
+    grasp: tuple | None  # x, y, z, the angle along which the jaws close, their opening
+    room: float  # how far from the middle another thing can be put in or on it; 0: nowhere
+    floor: float  # at which height
+    circles: np.ndarray  # footprint: x, y, radius  [shapes, 3]
+    height: float
+
+
+class Scene(NamedTuple):
+    split: str
+    objects: tuple  # three numbers of pieces
+    buttons: tuple  # two numbers of buttons
+    named: tuple  # slots of its tasks, those that are demonstrated
+    allowed: np.ndarray  # which slots make sense  [17] bool
+
+
+class Task(NamedTuple):
+    scene: int
+    slot: int
+
+    @property
+    def family(self):
+        return SLOTS[self.slot][0]
+
+    @property
+    def split(self):
+        return scenes()[self.scene].split
+
+    @property
+    def what(self):
+        """The family and its objects: what makes a task the same task in any scene."""
+        return describe(scenes()[self.scene], self.slot)
+
+
+def describe(scene, slot):
+    family, *which = SLOTS[slot]
+    return family, *((scene.buttons if family == "press" else scene.objects)[i] for i in which)
+
+
+@functools.cache
+def kitchenware():
+    """All pieces, 15 of each kind: its shapes scaled, its greys multiplied with a colour."""
+    model = mujoco.MjModel.from_xml_path(str(ASSETS / "kitchenware.xml"))
+    return [make_piece(model, body, k) for body in range(1, model.nbody) for k in range(15)]
+
+
+def make_piece(model, body, k):
+    rng = np.random.default_rng((body, k))
+    size, proportion = rng.uniform(0.85, 1.15, 2)
+    scale = size * np.array([1, 1, proportion])
+    hue = (k + body / 3) * GOLDEN % 1
+    colour = np.array(hsv_to_rgb(hue, rng.uniform(0.4, 0.95), rng.uniform(0.55, 0.95)))
+    shapes, circles, height = [], [], 0.0
+    for g in np.flatnonzero(model.geom_bodyid == body):
+        position, cylinder = model.geom_pos[g] * scale, model.geom_type[g] == Shape.mjGEOM_CYLINDER
+        extent = model.geom_size[g] * (scale[[0, 2, 1]] if cylinder else scale)
+        rgba = [*colour * model.geom_rgba[g, :3], 1]
+        shapes.append((model.geom_type[g], position, model.geom_quat[g], extent, rgba))
+        turn = np.zeros(9)
+        mujoco.mju_quat2Mat(turn, model.geom_quat[g])
+        half = extent[[0, 0, 1]] if cylinder else np.abs(turn.reshape(3, 3)) @ extent
+        circles.append([*position[:2], half[0] if cylinder else np.hypot(*half[:2])])
+        height = max(height, position[2] + half[2])
+    grasp, room, floor = None, 0.0, 0.0
+    for site in np.flatnonzero(model.site_bodyid == body):
+        position = model.site_pos[site] * scale
+        if model.site_type[site] == Shape.mjGEOM_BOX:
+            quat = model.site_quat[site]
+            turn = 2 * np.arctan2(quat[3], quat[0])
+            grasp = (*position, turn, model.site_size[site, 0])
+        else:
+            room, floor = model.site_size[site, 0] * size, position[2]
+    return Piece(model.body(body).name, shapes, grasp, room, floor, np.array(circles), height)
+
+
+def can(slot, objects):
+    """Does a slot make sense with these three pieces?"""
+    family, *which = SLOTS[slot]
+    if family == "press":
+        return True
+    a, *b = (kitchenware()[objects[i]] for i in which)
+    if family == "grasp":
+        return a.grasp is not None
+    if family == "push":
+        return a.kind not in ("spoon", "spatula")
+    slim = a.kind in ("tumbler", "bottle", "can", "jar", "shaker", "carton")
+    deep = b[0].kind in ("bowl", "pan")
+    return a.grasp is not None and a.room == 0 and b[0].room > 0 and (slim or not deep)
+
+
+@functools.cache
+def scenes():
+    """150 + 10 + 10 scenes: something to grasp, something that holds it, a third, two buttons."""
+    every, used = [], set()
+    for split in SPLITS:
+        rng = np.random.default_rng(SPLITS.index(split))
+        mine = {i: p for i, p in enumerate(kitchenware()) if i % 15 in PIECES[split]}
+        goods = rng.permutation([i for i, p in mine.items() if p.grasp and not p.room])
+        targets = rng.permutation(BUTTONS[split])
+        for k in range(SCENES[split]):
+            good, target = goods[k % len(goods)], targets[k % len(targets)]
+            place = SLOTS.index(("place", 0, 1))
+            holder = rng.choice([i for i in mine if i != good and can(place, (good, i, i))])
+            kinds = mine[good].kind, mine[holder].kind
+            third = rng.choice([i for i in mine if mine[i].kind not in kinds])
+            objects = rng.permutation([good, holder, third])
+            # two buttons whose hues are a fifth of a circle apart, at least
+            other = [b for b in BUTTONS[split] if 0.2 < (b - target) * GOLDEN % 1 < 0.8]
+            buttons = rng.permutation([target, rng.choice(other)])
+            allowed = np.array([can(slot, objects) for slot in range(len(SLOTS))])
+            scene = Scene(split, tuple(objects.tolist()), tuple(buttons.tolist()), (), allowed)
+            absent = ("place", "push", "press", "grasp")[(k - 70) // 20] if k >= 70 else None
+            named = []
+            for family in FAMILIES:
+                about = {target} if family == "press" else {good}
+                fresh = [
+                    slot
+                    for slot in np.flatnonzero(allowed)
+                    if SLOTS[slot][0] == family and describe(scene, slot) not in used
+                    and (family == "push" or about & set(describe(scene, slot)[1:]))
+                ]  # fmt: skip
+                if family != absent:
+                    named.append(int(rng.choice(fresh)))
+                    used.add(describe(scene, named[-1]))
+            every.append(scene._replace(named=tuple(named)))
+    return every
+
+
+def tasks_of(split):
+    """The tasks of a split, 520, 40 or 40 of them, a family as often as another."""
+    every = enumerate(scenes())
+    return [Task(i, slot) for i, scene in every if scene.split == split for slot in scene.named]
+
+
+@functools.cache
+def scene_model(number):
+    """The model of a scene: kitchen.xml, its objects turned into the scene's pieces."""
+    scene = scenes()[number]
+    spec = mujoco.MjSpec.from_file(str(ASSETS / "kitchen.xml"))
+    for i, piece in enumerate(scene.objects):
+        piece = kitchenware()[piece]
+        for geom in spec.body(f"object_{i}").geoms[len(piece.shapes) :]:
+            geom.size, geom.rgba, geom.mass = [0.001] * 3, [0] * 4, 0
+            geom.contype, geom.conaffinity = 8, 0  # meets nothing, yet counts: sizes must agree
+        for geom, shape in zip(spec.body(f"object_{i}").geoms, piece.shapes, strict=False):
+            geom.type, geom.pos, geom.quat, geom.size, geom.rgba = shape
+    for i, button in enumerate(scene.buttons):
+        rng = np.random.default_rng(button)
+        radius, square = rng.uniform(0.018, 0.024), rng.uniform() < 0.4
+        base, cap = spec.geom(f"base_{i}"), spec.geom(f"cap_{i}")
+        cap.rgba = [*hsv_to_rgb(button * GOLDEN % 1, 0.9, 0.9), 1]
+        base.rgba = [*[rng.choice([0.2, 0.9])] * 3, 1]
+        if square:
+            base.type = cap.type = Shape.mjGEOM_BOX
+        cap.size = [radius, radius, 0.008] if square else [radius, 0.008, 0]
+        base.size = [0.03, 0.03, 0.007] if square else [0.032, 0.007, 0]
+    return spec.compile()
+
+
+# --------------------------------------------------------------------------------------------
+# Kitchen: a free gripper on a table (MILI, section V)
+# --------------------------------------------------------------------------------------------
+
+
+class Kitchen:
+    """n grippers, each before the scene of its own task.
+
+    Actions are absolute poses at 10 Hz: x, y, z (m), Euler angles (rad) and the finger angle (rad,
+    0 is closed).  The servo moves at most 6 cm and half a radian towards them in a step.
+    """
+
+    RATE = 10  # control steps a second
+    HOME = np.array([0, -0.06, 0.2, 0, 0, 0, 0.6])
+    REACH = np.array([0.06, 0.06, 0.06, 0.5, 0.5, 0.5, 0.5])  # of a step
+    JAW = np.array([1, 1, 1, 1, 1, 1, 0.05])  # each jaw opens 5 cm a radian of finger angle
+    DEPTH = 0.009  # of the caps' 12 mm, at which a button counts as pressed
+
+    def __init__(self, n=1, seed=0, obs="pixels", size=64, shadows=False, tasks=None, horizon=50):
+        check(obs in ("features", "pixels"), f"obs is {obs!r}; it is 'features' or 'pixels'")
+        check(1 <= horizon <= 50, f"horizon is {horizon}; an episode has 1 to 50 steps")
+        self.n, self.obs, self.horizon, self.size, self.shadows = n, obs, horizon, size, shadows
+        self.physics = Physics(scene_model(0), n, seed, self.RATE, substeps=20)
+        self.low, self.high = scene_model(0).actuator_ctrlrange.T / self.JAW
+        self.tasks = [None] * n
+        self.memory = np.zeros((n, 17))  # of the episode: what its success is judged by
+        self.start, self.rise = self.memory[:, :9], self.memory[:, 9:12]
+        self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:]
+        self.state_size = self.physics.state_size + 17
+        bind, first = self.physics.batch.bind, scene_model(0).body("object_0").id
+        self.place = bind("xpos")[:, first : first + 3]  # of the objects  [n, 3, 3]
+        self.turn = bind("xmat")[:, first : first + 3]
+        self.held, self.table, self.touch = np.split(bind("sensordata"), [3, 6], axis=1)
+        self.reset(tasks=tasks or tasks_of("train")[:1] * n)
+
+    # -- state
+
+    def get_state(self, ids=slice(None)):
+        return np.concatenate([self.physics.get(ids), self.memory[ids]], 1)
+
+    def set_state(self, states, ids=None):
+        ids = self.physics.ids(ids)
+        states = check_states(states, len(ids), self.state_size)
+        self.physics.set(states[:, :-17], ids)
+        self.memory[ids] = states[:, -17:]
+        return self.observe(ids)
+
+    def reset(self, ids=None, tasks=None):
+        """Begin an episode: of the same tasks, or of new ones and so in their scenes."""
+        ids = self.physics.ids(ids)
+        if tasks is not None:
+            check(len(tasks) == len(ids), f"{len(tasks)} tasks for {len(ids)} robots")
+            for i, task in zip(ids, tasks, strict=True):
+                self.tasks[i] = task
+            self.physics.batch.set_models([scene_model(task.scene) for task in self.tasks])
+        states = np.zeros((len(ids), self.state_size))
+        for i, state, rng in zip(ids, states, self.physics.begin(ids), strict=True):
+            xy, yaw = arrange(self.tasks[i].scene, rng)
+            pose = (self.HOME + rng.uniform(-0.02, 0.02, 7)) * self.JAW
+            state[1:9] = [*pose, pose[6]]
+            objects = np.concatenate([xy[:3], np.zeros((3, 1)), quaternion(yaw)], 1)
+            state[9:30] = objects.ravel()
+            mocap = np.concatenate([xy[3:], np.zeros((2, 1))], 1)
+            state[-23:-17] = mocap.ravel()
+            state[-17:-8] = objects[:, :3].ravel()
+        return self.set_state(states, ids)
+
+    # -- what the robot sees and feels
+
+    def observe(self, ids=slice(None)):
+        return self.features(ids) if self.obs == "features" else self.pixels(ids)
+
+    def pose(self, ids=slice(None)):
+        """x, y, z, Euler angles, finger angle.  [k, 7] float32"""
+        return (self.physics.qpos[ids, :7] / self.JAW).astype(np.float32)
+
+    def buttons(self):
+        return self.physics.mocap  # [n, 2, 3]
+
+    def features(self, ids=slice(None)):
+        """What a perfect eye would see.  [k, 51] float32"""
+        tool = self.physics.qpos[ids, None, :3]
+        place, turn = self.place[ids], self.turn[ids].reshape(-1, 3, 3, 3)[..., :2]
+        caps = self.physics.qpos[ids, 29:]
+        parts = (place, turn, place - tool, self.buttons()[ids] - tool, caps)
+        flat = [part.reshape(len(place), -1) for part in parts]
+        return np.concatenate([self.pose(ids), *flat], 1, dtype=np.float32, casting="same_kind")
+
+    def pixels(self, ids=slice(None)):
+        tasks = [self.tasks[i] for i in np.arange(self.n)[ids]]
+        return self.render(self.get_state(ids), tasks)
+
+    def render(self, states, tasks):
+        """Images of any states of these tasks' scenes.  [k, size, size, 3] uint8"""
+        images = np.empty((len(states), self.size, self.size, 3), np.uint8)
+        for image, state, task in zip(images, states, tasks, strict=True):
+            camera = scene_camera(task.scene, self.size, self.shadows)
+            self.physics.picture(camera, state, image)
+        return images
+
+    # -- what it does
+
+    @property
+    def t(self):
+        return self.physics.t
+
+    def step(self, actions):
+        """Observation, reward (1 once the robot's task is done), discount, last."""
+        actions = check_actions(actions, self.n, self.low, self.high)
+        pose = self.physics.qpos[:, :7] / self.JAW
+        near = pose + np.clip(actions - pose, -self.REACH, self.REACH)
+        self.physics.step(np.clip(near, self.low, self.high) * self.JAW)
+        caps = self.physics.qpos[:, 29:]
+        self.rise[:] = np.maximum(self.rise, self.place[:, :, 2] - self.start[:, 2::3])
+        self.depth[:] = np.maximum(self.depth, caps)
+        self.touched[:] = np.maximum(self.touched, self.touch > 0)
+        slots = [task.slot for task in self.tasks]
+        reward = self.achieved()[np.arange(self.n), slots].astype(float)
+        return self.observe(), reward, np.ones(self.n), self.t >= self.horizon
+
+    def achieved(self, ids=slice(None)):
+        """Which slots has the episode achieved, judged as a whole as if it ended now?  [k, 17]
+
+        press: the cap was pushed down at some time.
+        grasp: the object is held, 5 cm above where it lay.
+        push: it was slid 4 cm or more, never lifted, and touched the other, which moved less.
+        place: it was lifted and lies still on the other, within its room, not on the table, let go.
+        """
+        held, table, touch = self.held[ids] > 0, self.table[ids] > 0, self.touch[ids] > 0
+        place, start = self.place[ids], self.start[ids].reshape(-1, 3, 3)
+        rise, touched = self.rise[ids], self.touched[ids] > 0
+        moved = np.linalg.norm((place - start)[:, :, :2], axis=2)
+        velocity = self.physics.qvel[ids, 8:26].reshape(-1, 3, 6)
+        still = np.linalg.norm(velocity[:, :, :3], axis=2) < 0.05
+        room = np.array([
+            [kitchenware()[o].room for o in scenes()[self.tasks[i].scene].objects]
+            for i in np.arange(self.n)[ids]
+        ])  # fmt: skip
+        slots = [*(self.depth[ids] > self.DEPTH).T]
+        slots += [*(held & ~table & (place[:, :, 2] - start[:, :, 2] > 0.05)).T]
+        for i, j in PAIRS:
+            slid = (moved[:, i] > 0.04) & (rise[:, i] < 0.03) & (moved[:, j] < moved[:, i])
+            slots.append(slid & touched[:, i + j - 1])
+        for i, j in PAIRS:
+            apart = np.linalg.norm((place[:, i] - place[:, j])[:, :2], axis=1)
+            within = (apart < room[:, j]) & (place[:, i, 2] > place[:, j, 2])
+            rests = touch[:, i + j - 1] & ~table[:, i] & ~held[:, i] & still[:, i]
+            slots.append(within & rests & (rise[:, i] > 0.03))
+        return np.stack(slots, 1) & self.allowed(ids)
+
+    def allowed(self, ids=slice(None)):
+        """Which slots make sense in each robot's scene.  [k, 17]"""
+        return np.array([scenes()[self.tasks[i].scene].allowed for i in np.arange(self.n)[ids]])
+
+    def useful(self, ids=slice(None)):
+        """The paper's filter F: did anything useful happen?  [k]"""
+        return self.achieved(ids).any(1)
+
+
+@functools.lru_cache(256)
+def scene_camera(number, size, shadows):
+    return Camera(scene_model(number), "front", size, shadows)
+
+
+def arrange(number, rng, tries=32):
+    """Where a scene's objects and buttons lie, [5, 2], and the objects' yaw, [3].
+
+    Things are 3 cm apart and in sight; what a task pushes has 6 cm to go, and a free way.  They
+    are laid down one by one, each at the first good one of many random places.
+    """
+    scene = scenes()[number]
+    prints = [kitchenware()[o].circles for o in scene.objects] + [np.array([[0, 0, 0.043]])] * 2
+    push = [k for slot in scene.named if SLOTS[slot][0] == "push" for k in SLOTS[slot][1:]]
+    order = push + [k for k in range(5) if k not in push]
+    while True:
+        xy = rng.uniform([-0.19, -0.15], [0.19, 0.18], (5, tries, 2))
+        yaw = rng.uniform(-np.pi, np.pi, (5, tries))
+        placed, pick = {}, np.zeros(5, int)
+        for k in order:
+            circles = turned(prints[k], xy[k], yaw[k])
+            good = (np.abs(circles[..., :2] - [0, 0.015]) < [0.23, 0.19]).all((1, 2))
+            for other in placed:
+                good &= gap(circles, placed[other]) > (0.06 if k in push else 0.03)
+            if push and k == push[1]:  # there is room behind what is pushed
+                origin, back = xy[push[0], pick[push[0]]], reach(prints[push[0]]) + 0.05
+                way = xy[k] - origin
+                way /= np.linalg.norm(way, axis=1, keepdims=True)
+                start = origin - back * way
+                good &= (np.abs(start - [0, 0.015]) < 0.23).all(1)
+            elif push and k not in push:
+                good &= aside(circles, start[pick[push[1]]], way[pick[push[1]]]) > 0.045
+            pick[k] = good.argmax()
+            if not good[pick[k]]:
+                break
+            placed[k] = circles[pick[k]]
+        else:
+            return xy[range(5), pick], yaw[range(3), pick[:3]]
+
+
+def reach(circles):
+    """From a piece's middle to its farthest point."""
+    return (np.hypot(*circles[:, :2].T) + circles[:, 2]).max()
+
+
+def turned(circles, xy, yaw):
+    """A footprint's circles at many places.  [tries, circles, 3]"""
+    c, s, (x, y, radius) = np.cos(yaw)[:, None], np.sin(yaw)[:, None], circles.T
+    x, y = c * x - s * y + xy[:, :1], s * x + c * y + xy[:, 1:]
+    return np.stack([x, y, np.broadcast_to(radius, x.shape)], -1)
+
+
+def gap(circles, other):
+    """How far footprints are from another one.  [tries]"""
+    apart = circles[:, :, None] - other
+    return (np.hypot(apart[..., 0], apart[..., 1]) - circles[:, :, None, 2] - other[:, 2]).min((1, 2))
+
+
+def aside(circles, start, way):
+    """How far footprints are from the line that begins at start.  [tries]"""
+    apart = circles[..., :2] - start
+    away = apart - np.maximum(apart @ way, 0)[..., None] * way
+    return (np.linalg.norm(away, axis=2) - circles[..., 2]).min(1)
+
+
+# --------------------------------------------------------------------------------------------
+# The operator who demonstrates kitchen tasks
+# --------------------------------------------------------------------------------------------
+
+BESIDE, OBJECT, OTHER, CARRY, PUSH = range(5)  # what a waypoint is relative to
+
+
+class Operator:
+    """Does each robot's task, as an operator in virtual reality would: waypoints, a quick hand."""
+
+    def __init__(self, world, seed=0):
+        self.world, self.seed = world, seed
+        n = world.n
+        self.script = np.zeros((n, 9, 8))  # anchor, x, y, z, finger angle, speed, tolerance, stay
+        self.phase, self.frames = np.zeros(n, int), np.zeros(n, int)
+        self.entry, self.yaw, self.way = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 3))
+        self.slot = [()] * n
+        self.begin(np.arange(n))
+
+    def begin(self, ids):
+        for i in ids:
+            rng = np.random.default_rng((self.seed, i, self.world.physics.episode[i]))
+            self.slot[i] = SLOTS[self.world.tasks[i].slot]
+            rows, self.yaw[i] = self._plan(i, rng)
+            self.script[i] = rows + [[*rows[-1][:7], np.inf]] * (9 - len(rows))
+        self.phase[ids] = self.frames[ids] = 0
+        self.entry[ids] = self.world.physics.qpos[ids, :3]
+
+    def _plan(self, i, rng):
+        """Waypoints and the yaw of the gripper."""
+        world, (family, *which) = self.world, self.slot[i]
+        fast, slow = rng.uniform(0.04, 0.055), rng.uniform(0.025, 0.035)
+        high = rng.uniform(0.09, 0.13)
+        side = rng.uniform(-0.004, 0.004, 2)
+        if family == "press":
+            up, yaw = [OBJECT, *side, high, 0, fast, 0.015, 0], rng.uniform(-0.5, 0.5)
+            return [up, [OBJECT, *side, 0.02, 0, slow, 0.008, 2], [*up[:6], 0.02, 2]], yaw
+        pieces = [kitchenware()[o] for o in scenes()[world.tasks[i].scene].objects]
+        a, b = pieces[which[0]], pieces[which[-1]]
+        turn = world.turn[i, which[0]]
+        yaw = np.arctan2(turn[3], turn[0])
+        if family == "push":
+            way = world.place[i, which[1]] - world.place[i, which[0]]
+            self.way[i] = way = way / np.linalg.norm(way)
+            x, y, _ = -way * (reach(a.circles) + 0.03)
+            low = 0.013 + rng.uniform(0, 0.004)
+            return [
+                [OBJECT, x, y, high + 0.03, 0, fast, 0.03, 0],
+                [OBJECT, x, y, low, 0, fast, 0.01, 0],
+                [PUSH, 0, 0, low, 0, 0.7 * slow, 0, 0],
+                [BESIDE, 0, 0, high, 0, fast, 0.02, 2],
+            ], np.arctan2(way[1], way[0])
+        x, y, z, angle, wide = a.grasp
+        wide = wide / self.world.JAW[6] + rng.uniform(0, 0.08)
+        x, y, _ = turn.reshape(3, 3) @ [x, y, 0]
+        rows = [
+            [OBJECT, x, y, z + high, wide, fast, 0.02, 0],
+            [OBJECT, x, y, z, wide, slow, 0.006, 1],
+            [BESIDE, 0, 0, 0, 0, slow, 1, 3],
+            [BESIDE, 0, 0, high, 0, fast, 0.02, 0],
+        ]
+        if family == "place":
+            rows += [
+                [CARRY, *side, b.height + 0.05, 0, fast, 0.015, 0],
+                [CARRY, *side, b.floor + 0.006, 0, slow, 0.01, 1],
+                [BESIDE, 0, 0, 0, wide, slow, 1, 2],
+                [BESIDE, 0, 0, 0.12, wide, fast, 0.02, 3],
+            ]
+        else:
+            rows[-1][-1] = 3
+        return rows, yaw + angle - np.pi / 2  # jaws close along the gripper's y axis
+
+    def act(self):
+        """Absolute poses, and whether each robot's script has come to its end."""
+        world, robots = self.world, np.arange(self.world.n)
+        tool = world.physics.qpos[:, :3]
+        anchor, x, y, z, finger, speed, tolerance, stay = self.script[robots, self.phase].T
+        press = np.array([slot[0] == "press" for slot in self.slot])
+        first = np.array([slot[1] for slot in self.slot])
+        last = np.array([slot[-1] for slot in self.slot])
+        a, b = world.place[robots, first], world.place[robots, last]
+        a = np.where(press[:, None], world.buttons()[robots, np.minimum(first, 1)], a)
+        ahead = a + 0.06 * self.way
+        bases = np.stack([self.entry, a, b, b + tool - a, ahead])  # by anchor
+        goal = bases[anchor.astype(int), robots] + np.stack([x, y, z], 1)
+        error = goal - tool
+        distance = np.linalg.norm(error, axis=1)
+        move = error * np.minimum(1, speed / np.maximum(distance, 1e-9))[:, None]
+        pose = world.physics.qpos[:, :7] / world.JAW
+        turn = (self.yaw - pose[:, 5] + np.pi / 2) % np.pi - np.pi / 2  # jaws are alike
+        actions = np.concatenate([tool + move, 0 * move, finger[:, None]], 1)
+        actions[:, 5] = pose[:, 5] + np.clip(turn, -0.4, 0.4)
+        self.frames += 1
+        met = world.touched[robots, np.clip(first + last - 1, 0, 2)] > 0
+        arrived = np.where(anchor == PUSH, met, distance < tolerance) & (np.abs(turn) < 0.1)
+        done = np.flatnonzero(arrived & (self.frames > stay))
+        self.phase[done] += 1
+        self.frames[done] = 0
+        self.entry[done] = tool[done]
+        return np.clip(actions, world.low, world.high), np.isinf(stay)
