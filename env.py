@@ -2,14 +2,20 @@
 
 import copy
 import functools
+import math
+import multiprocessing
 import os
+import zipfile
+import zlib
 from colorsys import hsv_to_rgb
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
 from mujoco.batch import Batch
+from tqdm import tqdm
 
 ASSETS = Path(__file__).parent / "assets"
 Shape = mujoco.mjtGeom
@@ -1066,3 +1072,270 @@ class Operator:
         self.frames[done] = 0
         self.entry[done] = tool[done]
         return np.clip(actions, world.low, world.high), np.isinf(stay)
+
+
+# --------------------------------------------------------------------------------------------
+# Demonstration files
+# --------------------------------------------------------------------------------------------
+
+WORLDS = {"stack": Stack, "kitchen": Kitchen}
+VERSION = 1  # of the file format and of both worlds
+LONGEST = 10_000  # steps of a demonstration
+ARRAYS = {  # key: type, columns in the stack world and in the kitchen, and rows beyond the actions'
+    "states": ("f8", {"stack": (66,), "kitchen": (111,)}, 1),
+    "actions": ("f4", {"stack": (9,), "kitchen": (7,)}, 0),
+    "rewards": ("f4", {"stack": (), "kitchen": ()}, 0),
+    "dones": ("?", {"stack": (), "kitchen": ()}, 0),
+    "obs/features": ("f4", {"stack": (51,), "kitchen": (51,)}, 1),
+    "obs/body": ("f4", {"stack": (24,), "kitchen": (7,)}, 1),
+}
+FACTS = {"world": "U16", "version": "i8", "seed": "i8", "by": "U16", "scene": "i8", "slot": "i8"}
+
+
+def write_atomically(path, write):
+    """Let `write` fill a new file, which takes its name only once it lies on the disk whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_demo(path, arrays, **facts):
+    """One demonstration: robomimic's keys, and by whom, where, and with which seed it was made."""
+    wrong = set(arrays) ^ set(ARRAYS) | set(facts) ^ set(FACTS)
+    check(not wrong, f"a demonstration has not just the keys it should: {', '.join(sorted(wrong))}")
+    every = {key: np.asarray(value, ARRAYS[key][0]) for key, value in arrays.items()}
+    every |= {key: np.asarray(value, FACTS[key]) for key, value in facts.items()}
+    write_atomically(path, lambda file: np.savez_compressed(file, **every))
+
+
+def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
+    """The named arrays of a demonstration, and its facts; nothing else is read from the file.
+
+    Whoever wants actions or rewards has to name them.  Sizes are checked before memory is taken.
+    """
+    path = Path(path)
+    check(path.is_file(), f"{path}: no such file; make some with: python train.py demos")
+    check(path.stat().st_size < 1e8, f"{path}: larger than 100 MB, this is no demonstration")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            demo = {key: _read(archive, key, kind, ()).item() for key, kind in FACTS.items()}
+            made_for = f"{demo['world']}, version {demo['version']}"
+            good = demo["world"] == world and demo["version"] == VERSION
+            check(good, f"made for the world {made_for}, not for {world}, version {VERSION}")
+            shape, _, _ = _header(archive, "states")
+            rows = shape[0] - 1 if shape else 0
+            check(1 <= rows <= LONGEST, f"{rows} steps; a demonstration has 1 to {LONGEST}")
+            for key in keys:
+                kind, columns, extra = ARRAYS[key]
+                demo[key] = _read(archive, key, kind, (rows + extra, *columns[world]))
+    except (ValueError, KeyError, EOFError, OSError, RuntimeError) as error:
+        raise ValueError(f"{path}: {str(error).strip(chr(34))}") from None
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: truncated or not a demonstration ({error})") from None
+    return demo
+
+
+def _header(archive, key):
+    """Shape and type that an array claims to have, and its bytes, not yet read."""
+    member = archive.open(f"{key}.npy")
+    version = np.lib.format.read_magic(member)
+    check(version == (1, 0), f"{key} has a header of version {version}, expected (1, 0)")
+    shape, _, kind = np.lib.format.read_array_header_1_0(member, max_header_size=1000)
+    return shape, kind, member
+
+
+def _read(archive, key, kind, shape):
+    claimed, dtype, member = _header(archive, key)
+    good = dtype == np.dtype(kind) and claimed == shape
+    check(good, f"{key} is {dtype} {claimed}, expected {np.dtype(kind)} {shape}")
+    size = dtype.itemsize * math.prod(shape)
+    data = member.read(size)
+    check(len(data) == size and not member.read(1), f"{key} is not as long as its header says")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    check(dtype.kind != "f" or np.isfinite(array).all(), f"{key} holds a NaN or an infinity")
+    return array
+
+
+def load_demos(folder, world, keys=("states", "obs/features", "obs/body"), count=None):
+    """The first `count` demonstrations of a folder (or the one that a file is), in order."""
+    paths = sorted(Path(folder).glob("*.npz")) if Path(folder).is_dir() else [Path(folder)]
+    enough = len(paths) >= max(count or 1, 1)
+    advice = "make some with: python train.py demos"
+    check(enough, f"{folder} holds {len(paths)} demonstrations, {count or 1} wanted; {advice}")
+    return [load_demo(path, world, keys) for path in paths[:count]]
+
+
+def demo_folder(root, world, by, horizon=200):
+    return Path(root) / (f"stack{horizon}" if world == "stack" else world) / by
+
+
+def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
+    """Fill a folder with what is missing of `count` demonstrations (in the kitchen: of each task).
+
+    By one of the PEOPLE, or, in the kitchen, of a split's tasks by the operator.
+    """
+    check(world in WORLDS, f"world is {world!r}; it is one of {', '.join(WORLDS)}")
+    folder, size = Path(folder), 25
+    if world == "stack":
+        check(by in PEOPLE, f"by is {by!r}; it is one of {', '.join(PEOPLE)}")
+        names = [f"{k:04d}.npz" for k in range(count)]
+    else:
+        check(by in SPLITS, f"by is {by!r}; it is one of {', '.join(SPLITS)}")
+        names = [f"{t:03d}_{k}.npz" for t in range(len(tasks_of(by))) for k in range(count)]
+        size = 10 * count
+    chunks = [names[k : k + size] for k in range(0, len(names), size)]
+    jobs = [
+        (_stack_demos if world == "stack" else _kitchen_demos, folder, by, chunk, k, seed, horizon)
+        for k, chunk in enumerate(chunks)
+        if not all((folder / name).exists() for name in chunk)
+    ]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(max(1, min(processes, len(jobs)))) if jobs else nullcontext() as pool:
+        done = pool.imap_unordered(_run, jobs) if jobs else []
+        for _ in tqdm(done, f"demonstrations by {by}", len(jobs), disable=not jobs, unit="chunk"):
+            pass
+
+
+def _run(job):
+    work, *args = job
+    work(*args)
+
+
+class Recording:
+    """What a world's robots see and do, step by step, until it is cut into demonstrations."""
+
+    def __init__(self, world):
+        self.world, self.rows = world, {key: [] for key in ARRAYS}
+        self._see()
+
+    def _see(self):
+        world = self.world
+        body = world.body() if isinstance(world, Stack) else world.pose()
+        for key, value in zip(
+            ("states", "obs/features", "obs/body"),
+            (world.get_state(), world.features(), body),
+            strict=True,
+        ):
+            self.rows[key].append(value)
+
+    def step(self, actions):
+        """Step the world; actions are rounded to what the file holds before they are taken."""
+        actions = np.float32(actions)
+        _, reward, _, last = self.world.step(actions)
+        for key, value in (("actions", actions), ("rewards", reward), ("dones", last)):
+            self.rows[key].append(value)
+        self._see()
+
+    def cut(self, i, steps):
+        """Robot i's first steps."""
+        every = {key: ARRAYS[key][2] + steps for key in ARRAYS}
+        arrays = {key: np.stack([row[i] for row in self.rows[key][: every[key]]]) for key in ARRAYS}
+        arrays["dones"][-1] = True
+        return arrays
+
+
+def chunk_seed(*parts):
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _stack_demos(folder, by, names, chunk, seed, horizon):
+    mine = chunk_seed(seed, list(PEOPLE).index(by), chunk)
+    world = Stack(len(names), mine, horizon=horizon)
+    person, recording = Person(world, by, mine), Recording(world)
+    for _ in range(horizon):
+        recording.step(person.act())
+    facts = dict(world="stack", version=VERSION, seed=mine, by=by, scene=-1, slot=-1)
+    for i, name in enumerate(names):
+        save_demo(folder / name, recording.cut(i, horizon), **facts)
+
+
+def _kitchen_demos(folder, by, names, chunk, seed, horizon):
+    """The operator tries each task until it has succeeded as often as is wanted."""
+    mine = chunk_seed(seed, 10 + SPLITS.index(by), chunk)
+    tasks = [tasks_of(by)[int(name[:3])] for name in names]
+    world = Kitchen(len(names), mine, obs="features", tasks=tasks)
+    operator, todo = Operator(world, mine), np.ones(len(names), bool)
+    slots = [task.slot for task in tasks]
+    while todo.any():
+        recording, ended = Recording(world), np.zeros(len(names), bool)
+        for t in range(world.horizon):
+            actions, end = operator.act()
+            success = world.achieved()[np.arange(world.n), slots]
+            for i in np.flatnonzero(end & ~ended & todo & success):
+                task = tasks[i]
+                facts = dict(seed=mine, by="operator", scene=task.scene, slot=task.slot)
+                facts |= dict(world="kitchen", version=VERSION)
+                save_demo(folder / names[i], recording.cut(i, t), **facts)
+                todo[i] = False
+            ended |= end
+            recording.step(actions)
+        world.reset()
+        operator.begin(np.arange(world.n))
+
+
+# --------------------------------------------------------------------------------------------
+# Either world as a gymnasium.Env, so that any other library can train here
+# --------------------------------------------------------------------------------------------
+
+
+def gym(world="stack", **options):
+    """A standard environment of one robot: env.gym("kitchen", obs="pixels", tasks=[...])."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise ImportError("env.gym needs gymnasium: pip install gymnasium") from None
+    check(world in WORLDS, f"world is {world!r}; it is one of {', '.join(WORLDS)}")
+    inner = WORLDS[world](n=1, **options)
+    box = gymnasium.spaces.Box
+
+    class Env(gymnasium.Env):
+        metadata = {"render_modes": ["rgb_array"], "render_fps": inner.RATE}  # noqa: RUF012
+        render_mode = "rgb_array"
+        action_space = box(np.float32(inner.low), np.float32(inner.high))
+
+        def __init__(self):
+            first = self.observation()
+            spaces = gymnasium.spaces.Dict({k: self.space(v) for k, v in first.items()})
+            self.observation_space = spaces if len(first) > 1 else spaces["observation"]
+
+        @staticmethod
+        def space(value):
+            if value.dtype == np.uint8:
+                return box(0, 255, value.shape, np.uint8)
+            return box(-np.inf, np.inf, value.shape, np.float32)
+
+        @staticmethod
+        def observation():
+            parts = {"observation": inner.observe()[0]}
+            if isinstance(inner, Kitchen) and inner.obs == "pixels":
+                parts["pose"] = inner.pose()[0]
+            return parts
+
+        def pack(self):
+            parts = self.observation()
+            return parts if len(parts) > 1 else parts["observation"]
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            if seed is not None:
+                inner.physics.seed, inner.physics.episode[:] = seed, 0
+            inner.reset()
+            return self.pack(), {}
+
+        def step(self, action):
+            _, reward, discount, last = inner.step(np.asarray(action)[None])
+            ended = bool(discount[0] == 0)
+            return self.pack(), float(reward[0]), ended, bool(last[0]) and not ended, {}
+
+        def render(self):
+            return inner.pixels()[0]
+
+    return Env()
