@@ -426,12 +426,12 @@ class Stack:
 
 PEOPLE = {  # each number is a range from which every episode draws
     "A": dict(  # brisk: comes in from the right, low arcs, one grip, steady hand
-        side=(20, 70), reach=(0.03, 0.07), arc=(0.05, 0.08), speed=(0.08, 0.2), care=(0.03, 0.09),
+        side=(20, 70), reach=(0.03, 0.07), arc=(0.05, 0.08), speed=(0.08, 0.23), care=(0.034, 0.1),
         pause=(0, 5), regrip=0.05, tremor=0.003,
     ),
     "B": dict(  # careful: comes in from the left, high arcs, hesitates, often takes a new grip
-        side=(160, 250), reach=(0.06, 0.12), arc=(0.08, 0.12), speed=(0.1, 0.24), care=(0.05, 0.1),
-        pause=(1, 7), regrip=0.4, tremor=0.008,
+        side=(160, 250), reach=(0.06, 0.12), arc=(0.08, 0.12), speed=(0.1, 0.26), care=(0.05, 0.12),
+        pause=(0, 6), regrip=0.4, tremor=0.008,
     ),
 }  # fmt: skip
 HERE, BLOCK_A, BLOCK_B = 0, 1, 2  # what a waypoint is relative to
