@@ -1035,7 +1035,7 @@ class Operator:
         ]
         if family == "place":
             rows += [
-                [CARRY, *side, b.height + 0.05, 0, fast, 0.015, 0],
+                [CARRY, *side, high + 0.01, 0, 0.8 * fast, 0.02, 0],
                 [CARRY, *side, b.floor + 0.006, 0, slow, 0.01, 1],
                 [BESIDE, 0, 0, 0, wide, slow, 1, 2],
                 [BESIDE, 0, 0, 0.12, wide, fast, 0.02, 3],
