@@ -199,7 +199,13 @@ class Physics:
         self.episode = np.zeros(n, np.int64)  # episodes begun by each simulation
 
     def ids(self, ids):
-        return np.arange(self.n) if ids is None else np.atleast_1d(ids)
+        if ids is None or (isinstance(ids, slice) and ids == slice(None)):
+            return np.arange(self.n)
+        ids = np.atleast_1d(ids)
+        ids = np.flatnonzero(ids) if ids.dtype == bool else ids
+        good = (np.diff(ids) > 0).all() and ((ids >= 0) & (ids < self.n)).all()
+        check(good, f"ids are {ids}; expected sorted numbers from 0 to {self.n - 1}, each once")
+        return ids
 
     def begin(self, ids):
         """Random generators of the next episodes; a robot's do not depend on its neighbours."""
@@ -510,7 +516,7 @@ class Person:
         # fingers close along the hand's y axis: (-sin yaw, cos yaw)
         along = np.stack([-np.sin(options), np.cos(options)], -1)
         distance = np.linalg.norm(away, axis=1)
-        crowded = np.abs((along * away[:, None]).sum(-1)) / distance[:, None]
+        crowded = np.abs((along * away[:, None]).sum(-1)) / np.maximum(distance, 1e-6)[:, None]
         cost = np.abs(options - now[:, None])
         cost += 10 * np.maximum(crowded - 0.6, 0) * (distance[:, None] < 0.13)
         self.yaw[ids] = options[np.arange(len(cost)), cost.argmin(1)]

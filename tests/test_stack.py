@@ -1,0 +1,353 @@
+"""The stacking world: MuJoCo's own physics, the real arm's numbers, rewards that mean it."""
+
+import mujoco
+import numpy as np
+import pytest
+
+import env
+from env import HALF, Stack
+
+
+@pytest.fixture(scope="module")
+def world():
+    return Stack(4)
+
+
+def actions_of(world, steps, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (steps, world.n, 9))
+
+
+def put(world, a, b=(0.2, 0, HALF, 1, 0, 0, 0), hand=None, velocity=(0,) * 6):
+    """Robot 0 with blocks at given poses (position, quaternion), its arm home or as given."""
+    state = world.get_state([0])
+    model, qvel = world.model, state[0, 24:]
+    state[:, 1:10] = Stack.HOME if hand is None else hand
+    state[:, 10:17], state[:, 17:24] = np.resize([*a, 1, 0, 0, 0], 7) if len(a) == 3 else a, b
+    qvel[: 2 * model.nv] = 0
+    qvel[9:15] = velocity
+    world.set_state(state, [0])
+    return world.stage([0])[0]
+
+
+ON_TOP = (0.2, 0, 3 * HALF - 1e-4)  # where block A rests on block B of `put`
+
+
+# -- physics
+
+
+def test_the_batch_does_what_a_plain_loop_of_mj_step_does(world):
+    world.reset()
+    datas = [mujoco.MjData(world.model) for _ in range(world.n)]
+    for data, state in zip(datas, world.get_state(), strict=True):
+        data.qpos = state[1:24]
+    for actions in actions_of(world, 20):
+        world.step(actions)
+        for data, action in zip(datas, actions, strict=True):
+            data.ctrl = action * world.speed
+            mujoco.mj_step(world.model, data, 10)
+    qpos = np.stack([data.qpos for data in datas])
+    np.testing.assert_array_equal(world.physics.qpos, qpos)
+
+
+def test_a_robot_does_not_notice_its_neighbours():
+    few, many = Stack(2, seed=5), Stack(5, seed=5)
+    many.reset([3, 4])  # what these do is no business of robots 0 and 1
+    for actions in actions_of(many, 12):
+        few.step(actions[:2])
+        many.step(actions)
+    few.reset([0])
+    many.reset([0, 2])
+    np.testing.assert_array_equal(few.get_state(), many.get_state()[:2])
+    np.testing.assert_array_equal(few.features(), many.features()[:2])
+
+
+def test_resetting_some_leaves_the_others_where_they_are(world):
+    world.reset()
+    world.step(actions_of(world, 1)[0])
+    before = world.get_state()
+    world.reset([1, 2])
+    np.testing.assert_array_equal(world.get_state([0, 3]), before[[0, 3]])
+    assert (world.t == [1, 0, 0, 1]).all()
+    assert (world.get_state([1, 2])[:, 10:13] != before[[1, 2], 10:13]).any(1).all()
+
+
+def test_an_episode_goes_on_bit_for_bit_from_any_of_its_moments(world):
+    world.reset()
+    actions = actions_of(world, 30)
+    for a in actions[:15]:
+        world.step(a)
+    middle = world.get_state()
+    rest = [world.step(a) for a in actions[15:]]
+    other = Stack(4, seed=99)
+    other.set_state(middle[::-1])  # in another world, by other robots
+    for a, (obs, reward, _, _) in zip(actions[15:], rest, strict=True):
+        obs_again, reward_again, _, _ = other.step(a[::-1])
+        np.testing.assert_array_equal(obs_again[::-1], obs)
+        np.testing.assert_array_equal(reward_again[::-1], reward)
+    np.testing.assert_array_equal(other.get_state()[::-1], world.get_state())
+
+
+# -- the arm
+
+
+def test_the_arm_has_the_real_arms_link_lengths(world):
+    """Forward kinematics by the manufacturer's Denavit-Hartenberg table, joint by joint."""
+    D1, D2, D3, D4, D5, D6, e2 = 0.2755, 0.41, 0.2073, 0.0741, 0.0741, 0.16, 0.0098
+    s = np.sin(np.deg2rad(30)) / np.sin(np.deg2rad(60))
+    a = [0, D2, 0, 0, 0, 0]
+    d = [D1, 0, -e2, -(D3 + s * D4), -s * (D4 + D5), -(s * D5 + D6)]
+    alpha = np.deg2rad([90, 180, 90, 60, 60, 180])
+    sign, offset = [-1, 1, 1, 1, 1, 1], np.deg2rad([0, -90, 90, 0, -180, 90])
+    data = mujoco.MjData(world.model)
+    hands = []
+    for q in np.random.default_rng(0).uniform(1, 5, (5, 6)):
+        T = np.eye(4)
+        for k in range(6):
+            c, z = np.cos(sign[k] * q[k] + offset[k]), np.sin(sign[k] * q[k] + offset[k])
+            ca, sa = np.cos(alpha[k]), np.sin(alpha[k])
+            T = T @ [
+                [c, -z * ca, z * sa, a[k] * c],
+                [z, c * ca, -c * sa, a[k] * z],
+                [0, sa, ca, d[k]],
+                [0, 0, 0, 1],
+            ]
+        data.qpos[:6] = q
+        mujoco.mj_kinematics(world.model, data)
+        hand = data.body("hand")
+        tip = hand.xpos + hand.xmat.reshape(3, 3) @ [0, 0, -0.16] - data.body("base").xpos
+        hands.append((T[:3, 3], tip))
+    table, ours = map(np.array, zip(*hands, strict=True))
+    np.testing.assert_allclose(ours, table, atol=2e-3)  # both round to a millimetre
+
+
+def test_the_arm_has_the_real_arms_mass_ranges_and_speeds(world):
+    model = world.model
+    arm = model.body_subtreemass[model.body("base").id]
+    assert arm == pytest.approx(4.31, abs=0.02)
+    np.testing.assert_allclose(np.rad2deg(model.jnt_range[1]), [47, 313], atol=0.01)
+    np.testing.assert_allclose(np.rad2deg(model.jnt_range[2]), [19, 341], atol=0.01)
+    np.testing.assert_allclose(np.rad2deg(world.speed[:6]), [36] * 3 + [48] * 3, atol=0.1)
+
+
+def test_zero_velocity_holds_still(world):
+    world.reset()
+    before = world.pinch.copy()
+    for _ in range(50):
+        world.step(np.zeros((4, 9)))
+    assert np.abs(world.pinch - before).max() < 1e-4
+
+
+@pytest.mark.parametrize("joint", range(6))
+def test_a_full_action_reaches_the_joints_speed_and_no_more(world, joint):
+    world.reset()
+    actions = np.zeros((4, 9))
+    actions[:, joint] = -1 if joint == 1 else 1  # upwards: away from the table
+    for _ in range(10):
+        world.step(actions)
+        fastest = np.abs(world.physics.qvel[:, joint])
+        assert (fastest < 1.02 * world.speed[joint]).all()
+    np.testing.assert_allclose(fastest, world.speed[joint], rtol=0.02)
+
+
+def test_a_grasped_block_is_lifted_and_not_shoved_aside(world):
+    person = env.Person(world, "A")
+    put(world, (0, 0, HALF))
+    hand = Stack.HOME.copy()
+    low = np.array([4.9593, 4.0054, 1.1723, 3.2319, 5.9254, 5.0493])
+    hand[:6], hand[6:] = low, 0.85
+    put(world, (0, 0, HALF), hand=hand)
+    put(world, (*person.tool()[0, :2], HALF), hand=hand)
+    assert np.abs(person.tool()[0, 2] - HALF) < 0.01
+    start = world.block_a[0][0].copy()
+    close = np.zeros((4, 9))
+    close[:, 6:] = 1
+    for _ in range(20):
+        world.step(close)
+    assert world.hand_a[0] > 0
+    assert np.linalg.norm((world.block_a[0][0] - start)[:2]) < 0.008
+    close[:, 1] = -0.5
+    for _ in range(20):
+        world.step(close)
+    assert world.block_a[0][0, 2] > 0.06
+    assert world.stage([0])[0] == 2
+
+
+# -- the reward
+
+
+def test_stacked_means_released_and_at_rest_on_the_other_block(world):
+    assert put(world, ON_TOP) == 3
+    for _ in range(20):
+        world.step(np.zeros((4, 9)))
+        assert world.stage([0])[0] == 3  # and stays so
+
+
+@pytest.mark.parametrize(
+    ("miss", "a", "velocity"),
+    [
+        ("hovering above", (0.2, 0, 3 * HALF + 0.006), 0),
+        ("beside", (0.2 - 2 * HALF - 0.001, 0, HALF), 0),
+        ("half over the edge", (0.2 + 1.1 * HALF, 0, 3 * HALF - 1e-4), 0),
+        ("tilted", (0.2, 0, 3 * HALF + 0.004, np.cos(0.1), np.sin(0.1), 0, 0), 0),
+        ("on its way", ON_TOP, (0.03, 0, 0, 0, 0, 0)),
+        ("falling onto it", ON_TOP, (0, 0, -0.1, 0, 0, 0)),
+        ("spinning", ON_TOP, (0, 0, 0, 0, 0, 1)),
+        ("knocked off", (0.2 + 2.5 * HALF, 0.03, HALF), 0),
+    ],
+)
+def test_what_is_not_stacked(world, miss, a, velocity):
+    assert put(world, a, velocity=velocity or (0,) * 6) == 0, miss
+
+
+def test_not_stacked_while_the_hand_holds_it_on_the_other_block(world):
+    world.reset()
+    person, keep = env.Person(world, "A"), np.zeros(world.n, bool)
+    person.script[:, 9, 3] = 0.048  # press it down on the other block
+    grip = np.array([0] * 6 + [1] * 3)
+    held_there = 0
+    for _ in range(world.horizon):
+        actions = person.act()
+        keep |= person.phase == 10  # about to let go, but does not
+        world.step(np.where(keep[:, None], grip, actions))
+        rests = (world.a_on_b[:, 0] > 0) & (np.linalg.norm(world.block_a[2], axis=1) < 0.01)
+        held_there += (rests & keep).sum()
+        assert (world.stage() < 3).all()
+    assert held_there > 50
+
+
+def test_not_stacked_if_the_lower_block_lies_on_its_edge(world):
+    turn = (np.cos(np.pi / 8), np.sin(np.pi / 8), 0, 0)
+    edge = (0.2, 0, HALF * np.sqrt(2), *turn)
+    assert put(world, (0.2, 0, HALF * np.sqrt(2) * 2), b=edge) == 0
+
+
+def test_lifted_means_held_3_cm_above_the_table(world):
+    """Of a demonstration, judged anew: touching is not lifting, and the lowest corner counts."""
+    person = env.Person(world, "B", seed=1)
+    world.reset()
+    touching = lifted = 0
+    for _ in range(world.horizon):
+        world.step(person.act())
+        a, turn, _ = world.block_a
+        corners = np.array(np.meshgrid(*[[-HALF, HALF]] * 3)).reshape(3, 8)
+        low = (turn.reshape(-1, 3, 3) @ corners)[:, 2].min(1) + a[:, 2]
+        held = world.hand_a[:, 0] > 0
+        assert ((world.stage() == 2) == (held & (low > 0.03))).all()
+        touching += (held & (low < 0.03)).sum()
+        lifted += (held & (low > 0.03)).sum()
+    assert touching > 20
+    assert lifted > 20
+
+
+def test_thrown_up_is_not_lifted(world):
+    assert put(world, (0, -0.1, 0.2)) == 0
+
+
+def test_reached_means_the_pinch_within_5_cm(world):
+    put(world, (0, 0, HALF))
+    x, y, z = world.pinch[0]
+    assert put(world, (x, y, z - 0.049)) == 1
+    assert put(world, (x, y, z - 0.051)) == 0
+
+
+def test_rewards_are_constant_inside_a_stage_and_fit_the_ladder():
+    stages = np.arange(4)
+    assert env.REWARDS["stack"][stages].tolist() == [0, 0.125, 0.25, 1]
+    for task, solved in (("reach", 1), ("lift", 2), ("stack", 3)):
+        assert (env.REWARDS[task][solved:] == 1).all()
+        assert (env.REWARDS[task][:solved] < 1).all()
+        world = Stack(1, task=task)
+        put(world, ON_TOP)
+        assert world.step(np.zeros((1, 9)))[1] == [1]
+
+
+@pytest.mark.parametrize("horizon", [200, 600])
+def test_a_time_limit_is_not_a_termination(horizon):
+    world = Stack(1, horizon=horizon)
+    for t in range(horizon):
+        _, _, discount, last = world.step(np.zeros((1, 9)))
+        assert discount == 1
+        assert last == (t == horizon - 1)
+
+
+# -- observations
+
+
+def test_features_are_what_their_names_say(world):
+    world.reset()
+    world.step(actions_of(world, 1)[0])
+    part = {name: world.features()[:, columns] for name, columns in Stack.FEATURES.items()}
+    assert sum(p.shape[1] for p in part.values()) == world.features().shape[1] == 51
+    a, b = part["block_a"], part["block_b"]
+    np.testing.assert_allclose(part["pinch_to_a"], a[:, :3] - part["pinch"], atol=1e-6)
+    np.testing.assert_allclose(part["pinch_to_b"], b[:, :3] - part["pinch"], atol=1e-6)
+    np.testing.assert_allclose(part["a_to_b"], b[:, :3] - a[:, :3], atol=1e-6)
+    turn = a[:, 3:].reshape(-1, 3, 2)
+    np.testing.assert_allclose(turn.transpose(0, 2, 1) @ turn, np.eye(2)[None].repeat(4, 0), atol=1e-6)
+    body = [part[k] for k in ("joints", "joint_velocities", "pinch", "pinch_velocity")]
+    np.testing.assert_array_equal(world.body(), np.concatenate(body, 1))
+
+
+def test_the_pinch_velocity_is_its_position_differentiated(world):
+    world.reset()
+    world.step(actions_of(world, 1)[0])
+    velocity, data = world.pinch_velocity.copy(), mujoco.MjData(world.model)
+    for i, state in enumerate(world.get_state()):
+        places = []
+        for h in (-1e-6, 1e-6):
+            mujoco.mj_integratePos(world.model, qpos := state[1:24].copy(), state[24:45], h)
+            data.qpos = qpos
+            mujoco.mj_kinematics(world.model, data)
+            places.append(data.site("pinch").xpos.copy())
+        np.testing.assert_allclose(velocity[i], (places[1] - places[0]) / 2e-6, atol=1e-5)
+
+
+def test_pixels_are_an_observation_too():
+    world = Stack(2, obs="pixels", size=48)
+    obs, *_ = world.step(np.zeros((2, 9)))
+    assert (obs.shape, obs.dtype) == ((2, 48, 48, 3), np.uint8)
+    np.testing.assert_array_equal(obs, world.render(world.get_state()))
+    assert world.body().shape == (2, 24)  # rewards may need it, whatever the policy sees
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n is 0"),
+        ({"n": 2.5}, "n is 2.5"),
+        ({"obs": "sound"}, "'features' or 'pixels'"),
+        ({"task": "juggle"}, "reach, lift, stack"),
+        ({"size": 300}, "32 to 256"),
+        ({"horizon": 0}, "at least one step"),
+    ],
+)
+def test_a_world_that_cannot_be_says_what_could(options, message):
+    with pytest.raises(ValueError, match=message):
+        Stack(**options)
+
+
+def test_bad_actions_are_refused_and_change_nothing(world):
+    world.reset()
+    before = world.get_state()
+    bad = np.zeros((4, 9))
+    for value in (np.nan, np.inf, 1.1):
+        bad[2, 3] = value
+        with pytest.raises(ValueError, match=r"action 3 of robot 2 is .*; expected a number in"):
+            world.step(bad)
+    with pytest.raises(ValueError, match=r"shape \(4, 7\), expected \(4, 9\)"):
+        world.step(np.zeros((4, 7)))
+    np.testing.assert_array_equal(world.get_state(), before)
+
+
+def test_bad_states_are_refused_and_change_nothing(world):
+    before = world.get_state()
+    with pytest.raises(ValueError, match=r"shape \(4, 111\), expected \(4, 66\)"):
+        world.set_state(np.zeros((4, 111)))  # the kitchen's
+    with pytest.raises(ValueError, match="NaN"):
+        world.set_state(before * np.nan)
+    with pytest.raises(ValueError, match="ids"):
+        world.reset([7])
+    np.testing.assert_array_equal(world.get_state(), before)
