@@ -432,11 +432,11 @@ class Stack:
 
 PEOPLE = {  # each number is a range from which every episode draws
     "A": dict(  # brisk: comes in from the right, low arcs, one grip, steady hand
-        side=(20, 70), reach=(0.03, 0.07), arc=(0.05, 0.08), speed=(0.08, 0.23), care=(0.034, 0.1),
+        side=(-20, 60), reach=(0.05, 0.09), arc=(0.05, 0.08), speed=(0.09, 0.28), care=(0.034, 0.11),
         pause=(0, 5), regrip=0.05, tremor=0.003,
     ),
     "B": dict(  # careful: comes in from the left, high arcs, hesitates, often takes a new grip
-        side=(160, 250), reach=(0.06, 0.12), arc=(0.08, 0.12), speed=(0.1, 0.26), care=(0.05, 0.12),
+        side=(150, 240), reach=(0.07, 0.12), arc=(0.08, 0.12), speed=(0.1, 0.26), care=(0.05, 0.12),
         pause=(0, 6), regrip=0.4, tremor=0.008,
     ),
 }  # fmt: skip
@@ -488,7 +488,7 @@ class Person:
         grip = round(rng.uniform(7, 11))
         return np.array(
             [  # anchor, x, y, z, finger, speed, tolerance, stay
-                [BLOCK_A, x, y, arc, OPEN, fast, 0.03, 0],  # come from one's own side
+                [BLOCK_A, x, y, arc, OPEN, fast, 0.02, 0],  # come from one's own side
                 [BLOCK_A, 0, 0, 0.06, OPEN, fast, 0.012, pause()],
                 [BLOCK_A, 0, 0, 0.0, OPEN, care, 0.006, pause() // 2],
                 [HERE, 0, 0, 0, CLOSED, care, 1, grip],

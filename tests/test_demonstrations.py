@@ -1,0 +1,288 @@
+"""The people who stack, and the files in which demonstrations are kept."""
+
+import os
+import pickle
+import tracemalloc
+import zipfile
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+import env
+
+
+class Film:
+    """What a person does in n episodes: stages, hand and blocks at each step, actions."""
+
+    def __init__(self, by, n=80, horizon=200):
+        world = env.Stack(n, seed=11, horizon=horizon)
+        person = env.Person(world, by, seed=11)
+        stages, tools, actions, start = [], [], [], world.block_a[0].copy()
+        for _ in range(horizon):
+            actions.append(person.act())
+            world.step(actions[-1])
+            stages.append(world.stage())
+            tools.append(person.tool())
+        self.stages, self.tools, self.actions = map(np.array, (stages, tools, actions))
+        self.returns = env.REWARDS["stack"][self.stages].sum(0)
+        self.stacked = self.stages[-1] == 3
+        self.frame = (self.stages == 3).argmax(0)[self.stacked] + 1
+        self.first = self.tools - start  # of the hand from where the block lay
+
+
+@pytest.fixture(scope="module")
+def films():
+    return {by: Film(by) for by in env.PEOPLE}
+
+
+# -- people
+
+
+def test_both_people_succeed(films):
+    for film in films.values():
+        assert film.stacked.mean() >= 0.95
+
+
+def test_a_stacks_at_about_frame_110(films):
+    assert 100 < films["A"].frame.mean() < 120
+
+
+def test_b_is_slower_by_as_much_as_in_the_paper(films):
+    ratio = films["B"].returns.mean() / films["A"].returns.mean()
+    assert 0.75 <= ratio <= 0.85  # the paper: 285 / 355
+
+
+def test_each_episode_is_different(films):
+    for film in films.values():
+        assert film.frame.std() >= 0.15 * film.frame.mean()
+
+
+def test_people_drive_the_same_nine_actions_within_their_limits(films):
+    for film in films.values():
+        assert film.actions.shape[1:] == (80, 9)
+        assert np.abs(film.actions).max() <= 1
+
+
+def test_a_comes_from_the_right_and_b_from_the_left(films):
+    side = {}
+    for by, film in films.items():
+        away = np.linalg.norm(film.first[..., :2], axis=2)
+        low = film.first[..., 2] < 0.12
+        early = low & (away > 0.02) & (np.arange(200)[:, None] < 40)
+        early &= np.cumsum(away < 0.02, 0) == 0
+        side[by] = np.array([film.first[early[:, i], i, 0].mean() for i in range(80) if early[:, i].any()])
+    assert (side["A"] > 0).mean() > 0.6
+    assert (side["B"] < 0).mean() > 0.6
+    assert side["A"].mean() - side["B"].mean() > 0.03
+
+
+def test_b_carries_higher_and_trembles_more(films):
+    top, tremble = {}, {}
+    for by, film in films.items():
+        lifted = film.stages == 2
+        top[by] = np.where(lifted, film.tools[..., 2], 0).max(0).mean()
+        jerk = np.diff(film.tools[150:, film.stacked], 3, axis=0)  # of a hand that only waits
+        tremble[by] = np.median(np.abs(jerk))
+    assert top["B"] > top["A"] + 0.02
+    assert tremble["B"] > 1.5 * tremble["A"]
+
+
+def test_a_lost_block_is_fetched_again():
+    world = env.Stack(3, seed=2)
+    person = env.Person(world, "A")
+    while (world.stage() != 2).any():
+        world.step(person.act())
+    state = world.get_state()
+    state[:, 10:17] = [0.0, -0.06, env.HALF, 1, 0, 0, 0]  # lies on the table again
+    state[:, 17:24] = [0.06, 0.06, env.HALF, 1, 0, 0, 0]
+    world.set_state(state)
+    for _ in range(150):
+        world.step(person.act())
+    assert (world.stage() == 3).all()
+
+
+def test_in_longer_episodes_people_take_their_time():
+    film = Film("A", n=8, horizon=600)
+    assert film.frame.mean() > 200
+
+
+# -- files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demos")
+    env.make_demos(root / "A", "stack", "A", count=3)
+    env.make_demos(root / "val", "kitchen", "val", count=1)
+    return root
+
+
+def test_a_demonstration_holds_what_happened(folder):
+    keys = ("states", "actions", "rewards", "dones", "obs/features", "obs/body")
+    demo = env.load_demo(folder / "A" / "0000.npz", "stack", keys)
+    assert (demo["world"], demo["by"], demo["version"]) == ("stack", "A", env.VERSION)
+    assert [len(demo[k]) for k in keys] == [201, 200, 200, 200, 201, 201]
+    assert demo["dones"].tolist() == [False] * 199 + [True]
+    world = env.Stack(1)
+    world.set_state(demo["states"][:1])
+    for t in range(200):  # the actions do it again, bit for bit
+        _, reward, _, _ = world.step(demo["actions"][t : t + 1])
+        assert reward == demo["rewards"][t]
+        np.testing.assert_array_equal(world.get_state()[0], demo["states"][t + 1])
+        np.testing.assert_array_equal(world.features()[0], demo["obs/features"][t + 1])
+        np.testing.assert_array_equal(world.body()[0], demo["obs/body"][t + 1])
+
+
+def test_a_kitchen_demonstration_ends_in_success(folder):
+    paths = sorted((folder / "val").glob("*.npz"))
+    assert len(paths) == 40
+    for path, task in zip(paths, env.tasks_of("val"), strict=True):
+        demo = env.load_demo(path, "kitchen", ("states", "rewards"))
+        assert (demo["scene"], demo["slot"]) == task
+        assert 5 < len(demo["rewards"]) <= 50
+        world = env.Kitchen(1, tasks=[task], obs="features")
+        world.set_state(demo["states"][-1:])
+        assert world.achieved()[0, task.slot]
+
+
+def test_demonstrations_are_the_same_again_and_only_missing_ones_are_made(folder, tmp_path):
+    env.make_demos(tmp_path, "stack", "A", count=3, processes=1)
+    for name in ("0000.npz", "0002.npz"):
+        one, other = (env.load_demo(f / name, "stack")["states"] for f in (folder / "A", tmp_path))
+        np.testing.assert_array_equal(one, other)
+    before = (tmp_path / "0000.npz").stat().st_mtime_ns
+    env.make_demos(tmp_path, "stack", "A", count=3)
+    assert (tmp_path / "0000.npz").stat().st_mtime_ns == before
+
+
+def test_actions_and_rewards_are_read_only_by_name(folder, tmp_path):
+    """With NaN in their place nobody notices who does not ask for them."""
+    path = tmp_path / "nan.npz"
+    arrays = dict(np.load(folder / "A" / "0000.npz", allow_pickle=False))
+    arrays["actions"], arrays["rewards"] = arrays["actions"] * np.nan, arrays["rewards"] * np.nan
+    np.savez(path, **arrays)
+    assert {"actions", "rewards", "dones"}.isdisjoint(env.load_demo(path, "stack"))
+    for key in ("actions", "rewards"):
+        with pytest.raises(ValueError, match=rf"nan.npz: {key} holds a NaN"):
+            env.load_demo(path, "stack", (key,))
+
+
+def test_a_folder_is_loaded_in_order_and_must_hold_enough(folder):
+    demos = env.load_demos(folder / "A", "stack", count=2)
+    one = env.load_demo(folder / "A" / "0001.npz", "stack")
+    np.testing.assert_array_equal(demos[1]["states"], one["states"])
+    with pytest.raises(ValueError, match=r"holds 3 demonstrations, 4 wanted.*train.py demos"):
+        env.load_demos(folder / "A", "stack", count=4)
+    with pytest.raises(ValueError, match="holds 0 demonstrations"):
+        env.load_demos(folder, "stack")
+
+
+# -- files by others
+
+
+def npy(shape="(201, 66)", kind="<f8", data=b"", length=None):
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    size = len(header) if length is None else length
+    return b"\x93NUMPY\x01\x00" + min(size, 65535).to_bytes(2, "little") + header + data
+
+
+class Trap:
+    def __reduce__(self):
+        return os.system, ("touch sprung",)
+
+
+def pickled(good):
+    body = pickle.dumps(np.array([Trap()], object))
+    return good | {"states.npy": npy("(201, 66)", "|O", body)}
+
+
+HOSTILE = {  # name: what is done to the members of a good file, and what the error says
+    "another_world": (lambda m: m | {"world.npy": npy("()", "<U16", "kitchen".encode("utf-32-le").ljust(64, b"\0"))}, "world kitchen"),
+    "pickle_inside": (pickled, "states is object"),
+    "missing_key": (lambda m: {k: v for k, v in m.items() if k != "seed.npy"}, "seed.npy"),
+    "wrong_shape": (lambda m: m | {"states.npy": npy("(201, 60)", data=bytes(201 * 60 * 8))}, r"states is float64 \(201, 60\), expected"),
+    "wrong_type": (lambda m: m | {"states.npy": npy(kind="<f4", data=bytes(201 * 66 * 4))}, "states is float32"),
+    "one_frame": (lambda m: m | {"states.npy": npy("(1, 66)", data=bytes(66 * 8))}, "0 steps"),
+    "too_long": (lambda m: m | {"states.npy": npy("(20000000, 66)")}, "19999999 steps"),
+    "negative": (lambda m: m | {"states.npy": npy("(-5, 66)")}, "-6 steps"),
+    "shorter_than_said": (lambda m: m | {"states.npy": npy(data=bytes(1000))}, "not as long as its header says"),
+    "bomb": (lambda m: m | {"states.npy": npy(data=bytes(10**9))}, "not as long as its header says"),
+    "huge_header": (lambda m: m | {"states.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(1000)}, "header of version"),
+    "long_header": (lambda m: m | {"states.npy": npy("(201, " + " " * 60000 + "66)", length=60100)}, "states|EOF|[Hh]eader"),
+    "ten_gigabytes": (lambda m: m | {"states.npy": npy("(201, 6600000)")}, r"expected float64 \(201, 66\)"),
+    "not_a_number": (lambda m: m | {"states.npy": npy(data=np.full((201, 66), np.nan).tobytes())}, "states holds a NaN"),
+    "no_array": (lambda m: m | {"states.npy": b"hello"}, "magic|EOF"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_at_once_by_name(name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spoil, fault = HOSTILE[name]
+    with zipfile.ZipFile(folder / "A" / "0000.npz") as good:
+        members = {info.filename: good.read(info) for info in good.infolist()}
+    path = tmp_path / f"{name}.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as bad:
+        for member, data in spoil(members).items():
+            bad.writestr(member, data)
+    del members
+    refused_quickly(path, fault)
+    assert not (tmp_path / "sprung").exists()
+
+
+def refused_quickly(path, fault):
+    tracemalloc.start()
+    start = perf_counter()
+    with pytest.raises(ValueError, match=fault) as error:
+        env.load_demo(path, "stack")
+    assert perf_counter() - start < 1
+    assert tracemalloc.get_traced_memory()[1] < 2e7
+    tracemalloc.stop()
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, 5_000, -1, -30, -2_000])
+def test_a_truncated_file_is_refused(left, folder, tmp_path):
+    path = tmp_path / "cut.npz"
+    path.write_bytes((folder / "A" / "0000.npz").read_bytes()[:left])
+    refused_quickly(path, "truncated or not a demonstration")
+
+
+def test_a_flipped_bit_is_noticed(folder, tmp_path):
+    data = bytearray((folder / "A" / "0000.npz").read_bytes())
+    data[2_000] ^= 1  # inside the states
+    path = tmp_path / "flipped.npz"
+    path.write_bytes(data)
+    refused_quickly(path, "flipped.npz")
+
+
+def test_what_is_no_file_or_a_plain_pickle_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        env.load_demo(tmp_path / "none.npz", "stack")
+    path = tmp_path / "pickle.npz"
+    path.write_bytes(pickle.dumps(Trap()))
+    refused_quickly(path, "not a demonstration")
+    path.write_bytes(b"")
+    os.truncate(path, 200_000_000)
+    refused_quickly(path, "larger than 100 MB")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    def fails(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    path = tmp_path / "kept"
+    env.write_atomically(path, lambda file: file.write(b"old"))
+    with pytest.raises(OSError, match="disk full"):
+        env.write_atomically(path, fails)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_a_demonstration_with_other_keys_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"not just the keys it should: .*actions"):
+        env.save_demo(tmp_path / "x.npz", {"states": np.zeros((2, 66))}, world="stack")
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,61 @@
+"""The command line does what its help says, and tells what it cannot do."""
+
+import os
+
+import pytest
+
+import train
+
+
+def test_demos_makes_files_and_tells_how_good_they_are(tmp_path, capsys):
+    train.main(["demos", "--demos", str(tmp_path), "--count", "2"])
+    assert sorted(os.listdir(tmp_path / "stack200")) == ["A", "B"]
+    assert len(os.listdir(tmp_path / "stack200" / "B")) == 2
+    out = capsys.readouterr().out
+    assert out.startswith("A: 2 demonstrations in ")
+    assert "stacked 100.0 %" in out
+
+
+@pytest.mark.parametrize("ending", ["gif", "png"])
+@pytest.mark.parametrize("world", ["stack", "kitchen"])
+def test_look_draws_a_picture(world, ending, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    out = tmp_path / f"look.{ending}"
+    train.main(["look", "--world", world, "--size", "40", "--out", str(out)])
+    with image.open(out) as picture:
+        wide = 2 if world == "stack" else 4
+        assert picture.size == ((40 * wide, 40) if ending == "gif" else (320, 40 * wide))
+        assert getattr(picture, "n_frames", 1) == (1 if ending == "png" else picture.n_frames)
+        assert ending == "png" or picture.n_frames > 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["look", "--outt", "x.gif"], "unrecognized arguments: --outt"),
+        (["look", "--ou", "x.gif"], "unrecognized arguments: --ou"),
+        (["look", "--size", "big"], "invalid int value: 'big'"),
+        (["demos", "--world", "garden"], "invalid choice: 'garden'"),
+        (["dance"], "invalid choice: 'dance'"),
+    ],
+)
+def test_a_typo_is_an_error(words, message, capsys):
+    with pytest.raises(SystemExit):
+        train.main(words)
+    assert message in capsys.readouterr().err
+
+
+def test_what_a_world_refuses_is_one_line():
+    with pytest.raises(SystemExit, match=r"^train.py: --out is x.txt; it ends in .gif or .png$"):
+        train.main(["look", "--out", "x.txt"])
+    with pytest.raises(SystemExit, match=r"^train.py: image size is 5; a camera takes 32 to 256"):
+        train.main(["look", "--size", "5"])
+
+
+def test_every_flag_is_explained(capsys):
+    for command in ("demos", "look"):
+        with pytest.raises(SystemExit):
+            train.main([command, "--help"])
+        text = capsys.readouterr().out
+        flags = [line for line in text.splitlines() if line.startswith("  --")]
+        assert len(flags) == 8
