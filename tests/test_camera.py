@@ -23,11 +23,11 @@ def stack_states(n=6):
 
 def slow_image(camera, data):
     """Every ray cast, every pixel shaded alone: Lambert's law as the text books have it."""
-    model, lamp = camera.model, camera.lamp.origin
+    model, lamp = camera.model, camera.lamp
     geom, normal = np.zeros(1, np.int32), np.zeros(3)
     image = np.zeros((camera.size**2, 3))
     for k, ray in enumerate(camera.rays):
-        eye = camera.eye.origin
+        eye = camera.eye
         depth = mujoco.mj_ray(model, data, eye, ray, None, 1, -1, geom, normal)
         if depth < 0 or depth > 10:
             image[k] = camera.SKY
