@@ -418,15 +418,27 @@ class Stack:
 # --------------------------------------------------------------------------------------------
 
 PEOPLE = {  # each number is a range from which every episode draws
-    "A": dict(  # brisk: comes in from the right, low arcs, one grip, steady hand
-        side=(-20, 60), reach=(0.05, 0.09), arc=(0.05, 0.08), speed=(0.09, 0.28), care=(0.034, 0.11),
-        pause=(0, 5), regrip=0.05, tremor=0.003,
-    ),
-    "B": dict(  # careful: comes in from the left, high arcs, hesitates, often takes a new grip
-        side=(150, 240), reach=(0.07, 0.12), arc=(0.08, 0.12), speed=(0.1, 0.26), care=(0.05, 0.12),
-        pause=(0, 6), regrip=0.4, tremor=0.008,
-    ),
-}  # fmt: skip
+    "A": {  # brisk: comes in low from the right, one grip, a steady hand
+        "side": (-20, 60),  # from which to come in, degrees
+        "reach": (0.05, 0.09),  # how far to that side, m
+        "arc": (0.05, 0.08),  # how high, m
+        "speed": (0.09, 0.28),  # m/s
+        "care": (0.034, 0.11),  # speed near the blocks
+        "pause": (0, 5),  # steps of hesitation
+        "regrip": 0.05,  # how often a second grip is taken
+        "tremor": 0.003,  # m/s
+    },
+    "B": {  # careful: comes in high from the left, hesitates, often takes a new grip, trembles
+        "side": (150, 240),
+        "reach": (0.07, 0.12),
+        "arc": (0.08, 0.12),
+        "speed": (0.1, 0.26),
+        "care": (0.05, 0.12),
+        "pause": (0, 6),
+        "regrip": 0.4,
+        "tremor": 0.008,
+    },
+}
 HERE, BLOCK_A, BLOCK_B = 0, 1, 2  # what a waypoint is relative to
 OPEN, CLOSED = 0.85, 1.5  # finger angles; closed is beyond reach, so that they go on pressing
 
@@ -521,7 +533,9 @@ class Person:
         held = (self.phase > 5) & (self.phase < 10)
         lost = held & (np.linalg.norm(a - tool, axis=1) > 0.04)
         missed = (self.phase == 12) & (a[:, 2] < 2 * HALF)
-        base = np.select([anchor[:, None] == BLOCK_A, anchor[:, None] == BLOCK_B], [a, b], self.entry)
+        base = np.select(
+            [anchor[:, None] == BLOCK_A, anchor[:, None] == BLOCK_B], [a, b], self.entry
+        )
         goal = base + np.stack([x, y, z], 1)
         goal += np.where(anchor == BLOCK_B, 1, 0)[:, None] * (tool - a)  # what is held goes there
         error = goal - tool
@@ -530,7 +544,9 @@ class Person:
         velocity += self.tremor[robots, np.minimum(world.t, world.horizon)]
         actions = self._joint_velocities(velocity, tool, finger)
         self.frames += 1
-        done = (distance < tolerance) & (self.frames > stay) | (self.frames > 60 * self.pace) & np.isfinite(stay)
+        done = (distance < tolerance) & (self.frames > stay) | (
+            self.frames > 60 * self.pace
+        ) & np.isfinite(stay)
         self._move_on(np.flatnonzero(done), self.phase[done] + 1)
         again = np.flatnonzero(lost | missed)
         self._move_on(again, 0)
@@ -955,7 +971,9 @@ def turned(circles, xy, yaw):
 def gap(circles, other):
     """How far footprints are from another one.  [tries]"""
     apart = circles[:, :, None] - other
-    return (np.hypot(apart[..., 0], apart[..., 1]) - circles[:, :, None, 2] - other[:, 2]).min((1, 2))
+    return (np.hypot(apart[..., 0], apart[..., 1]) - circles[:, :, None, 2] - other[:, 2]).min(
+        (1, 2)
+    )
 
 
 def aside(circles, start, way):
@@ -1100,10 +1118,11 @@ def write_atomically(path, write):
         part.unlink(missing_ok=True)
 
 
-def save_demo(path, arrays, **facts):
+def save_demo(path, arrays, world, seed, by, task=(-1, -1)):
     """One demonstration: robomimic's keys, and by whom, where, and with which seed it was made."""
-    wrong = set(arrays) ^ set(ARRAYS) | set(facts) ^ set(FACTS)
+    wrong = set(arrays) ^ set(ARRAYS)
     check(not wrong, f"a demonstration has not just the keys it should: {', '.join(sorted(wrong))}")
+    facts = dict(zip(FACTS, (world, VERSION, seed, by, *task), strict=True))
     every = {key: np.asarray(value, ARRAYS[key][0]) for key, value in arrays.items()}
     every |= {key: np.asarray(value, FACTS[key]) for key, value in facts.items()}
     write_atomically(path, lambda file: np.savez_compressed(file, **every))
@@ -1245,9 +1264,8 @@ def _stack_demos(folder, by, names, chunk, seed, horizon):
     person, recording = Person(world, by, mine), Recording(world)
     for _ in range(horizon):
         recording.step(person.act())
-    facts = dict(world="stack", version=VERSION, seed=mine, by=by, scene=-1, slot=-1)
     for i, name in enumerate(names):
-        save_demo(folder / name, recording.cut(i, horizon), **facts)
+        save_demo(folder / name, recording.cut(i, horizon), "stack", mine, by)
 
 
 def _kitchen_demos(folder, by, names, chunk, seed, horizon):
@@ -1263,10 +1281,8 @@ def _kitchen_demos(folder, by, names, chunk, seed, horizon):
             actions, end = operator.act()
             success = world.achieved()[np.arange(world.n), slots]
             for i in np.flatnonzero(end & ~ended & todo & success):
-                task = tasks[i]
-                facts = dict(seed=mine, by="operator", scene=task.scene, slot=task.slot)
-                facts |= dict(world="kitchen", version=VERSION)
-                save_demo(folder / names[i], recording.cut(i, t), **facts)
+                demo = recording.cut(i, t)
+                save_demo(folder / names[i], demo, "kitchen", mine, "operator", tasks[i])
                 todo[i] = False
             ended |= end
             recording.step(actions)
@@ -1290,7 +1306,7 @@ def gym(world="stack", **options):
     box = gymnasium.spaces.Box
 
     class Env(gymnasium.Env):
-        metadata = {"render_modes": ["rgb_array"], "render_fps": inner.RATE}  # noqa: RUF012
+        metadata = {"render_modes": ["rgb_array"], "render_fps": inner.RATE}
         render_mode = "rgb_array"
         action_space = box(np.float32(inner.low), np.float32(inner.high))
 

@@ -1,8 +1,8 @@
 """The command line.
 
-    python train.py                          make demonstrations of both people and show them
-    python train.py demos --world kitchen    make demonstration files
-    python train.py look --out look.gif      show a world: A beside B, or each family of tasks
+python train.py                          make demonstrations of both people and show them
+python train.py demos --world kitchen    make demonstration files
+python train.py look --out look.gif      show a world: A beside B, or each family of tasks
 """
 
 import argparse
@@ -24,10 +24,12 @@ def demos(args):
             made = env.load_demos(folder, "stack", ("rewards",), count)
             rewards = np.stack([demo["rewards"] for demo in made])  # [demos, T]
             stacked = rewards[:, -1] == 1
-            frame = np.mean([np.argmax(r == 1) + 1 for r in rewards if (r == 1).any()])
+            frame = [np.argmax(r == 1) + 1 for r in rewards if (r == 1).any()]
             print(
-                f"{by}: {len(made)} demonstrations in {folder}, return {rewards.sum(1).mean():.1f}, "
-                f"stacked {100 * stacked.mean():.1f} %, at frame {frame:.0f} on average"
+                f"{by}: {len(made)} demonstrations in {folder}, "
+                f"return {rewards.sum(1).mean():.1f} +- {rewards.sum(1).std():.1f}, "
+                f"stacked {100 * stacked.mean():.1f} %, "
+                f"at frame {np.mean(frame):.1f} +- {np.std(frame):.1f}"
             )
         else:
             print(f"{by}: {len(list(folder.glob('*.npz')))} demonstrations in {folder}")
@@ -78,9 +80,12 @@ def save_picture(path, films):
     try:
         from PIL import Image
     except ImportError:
-        raise SystemExit("pictures need Pillow, which matplotlib brings: pip install matplotlib")
+        message = "pictures need Pillow, which matplotlib brings: pip install matplotlib"
+        raise ImportError(message) from None
     if path.suffix == ".gif":
-        frames = [Image.fromarray(np.concatenate(list(moment), 1)) for moment in films.swapaxes(0, 1)]
+        frames = [
+            Image.fromarray(np.concatenate(list(moment), 1)) for moment in films.swapaxes(0, 1)
+        ]
         rest = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0}
         env.write_atomically(path, lambda file: frames[0].save(file, "gif", **rest))
     else:
@@ -102,10 +107,23 @@ def parse(argv=None):
     parser.set_defaults(run=everything)
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add = flags.add_argument
-    add("--world", choices=list(env.WORLDS), default="stack", help="stack: MetaMimic's; kitchen: MILI's")
+    add(
+        "--world",
+        choices=list(env.WORLDS),
+        default="stack",
+        help="stack: MetaMimic's; kitchen: MILI's",
+    )
     add("--demos", default="demos", metavar="DIR", help="folder of demonstration files")
-    add("--count", type=int, metavar="N", help="demonstrations a person (500) or a kitchen task (4)")
-    add("--horizon", type=int, default=200, metavar="T", help="steps of a stacking episode (paper: ~600)")
+    add(
+        "--count", type=int, metavar="N", help="demonstrations a person (500) or a kitchen task (4)"
+    )
+    add(
+        "--horizon",
+        type=int,
+        default=200,
+        metavar="T",
+        help="steps of a stacking episode (paper: ~600)",
+    )
     add("--seed", type=int, default=0, help="of everything that is drawn at random")
     add("--processes", type=int, default=2, metavar="P", help="that make demonstrations")
     add("--size", type=int, default=128, help="of pictures, in pixels (papers: 128 and 100)")

@@ -213,7 +213,7 @@ def test_press_means_the_cap_went_down_three_quarters():
 
 
 def test_pressing_the_other_button_is_another_task():
-    world, task, (button,) = stage_scene("press")
+    world, _, (button,) = stage_scene("press")
     operator = Operator(world)
     operator.slot[0] = ("press", 1 - button)
     for _ in range(20):
@@ -254,7 +254,7 @@ def test_in_the_air_without_a_hand_is_not_grasped():
 
 
 def push_scene():
-    world, task, (i, j) = stage_scene("push")
+    world, _, (i, j) = stage_scene("push")
     return world, i, j, TOUCHED + i + j - 1
 
 
@@ -309,7 +309,7 @@ def test_placed_means_let_go_and_at_rest_on_the_other():
     ],
 )
 def test_what_is_not_placed(miss, shift, rise, velocity):
-    world, i, j, on = flat_place()
+    world, i, _, on = flat_place()
     rearrange(world, {i: on + shift}, {RISE + i: rise}, velocity and (i, velocity))
     assert not achieved(world), miss
 
@@ -330,7 +330,7 @@ def test_not_placed_while_it_is_held_there():
 
 
 def test_only_what_makes_sense_counts():
-    world, i, j, on = flat_place()
+    world, i, j, _ = flat_place()
     back = SLOTS.index(("place", j, i))
     assert not scenes()[world.tasks[0].scene].allowed[back]
     assert not world.allowed()[0, back]
@@ -345,7 +345,9 @@ def test_bad_actions_are_refused():
     for column, value in ((0, 0.3), (2, 0.0), (6, 1.2), (5, np.nan)):
         action = hold(world)
         action[0, column] = value
-        with pytest.raises(ValueError, match=rf"action {column} of robot 0 is .*; expected a number"):
+        with pytest.raises(
+            ValueError, match=rf"action {column} of robot 0 is .*; expected a number"
+        ):
             world.step(action)
     with pytest.raises(ValueError, match=r"expected \(1, 7\)"):
         world.step(np.zeros((1, 9)))

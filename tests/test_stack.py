@@ -283,7 +283,9 @@ def test_features_are_what_their_names_say(world):
     np.testing.assert_allclose(part["pinch_to_b"], b[:, :3] - part["pinch"], atol=1e-6)
     np.testing.assert_allclose(part["a_to_b"], b[:, :3] - a[:, :3], atol=1e-6)
     turn = a[:, 3:].reshape(-1, 3, 2)
-    np.testing.assert_allclose(turn.transpose(0, 2, 1) @ turn, np.eye(2)[None].repeat(4, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        turn.transpose(0, 2, 1) @ turn, np.eye(2)[None].repeat(4, 0), atol=1e-6
+    )
     body = [part[k] for k in ("joints", "joint_velocities", "pinch", "pinch_velocity")]
     np.testing.assert_array_equal(world.body(), np.concatenate(body, 1))
 
