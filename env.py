@@ -27,12 +27,12 @@ Departures from the papers, and what they leave open:
 
 import copy
 import functools
+import json
 import math
 import multiprocessing
 import os
 import zipfile
 import zlib
-from colorsys import hsv_to_rgb
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -581,9 +581,6 @@ class Person:
 
 SPLITS = ("train", "val", "test")
 FAMILIES = ("press", "grasp", "push", "place")
-SCENES = {"train": 150, "val": 10, "test": 10}
-PIECES = {"train": range(12), "val": range(12, 13), "test": range(13, 15)}  # of each kind
-BUTTONS = {"train": range(160), "val": range(160, 180), "test": range(180, 200)}
 PAIRS = [(i, j) for i in range(3) for j in range(3) if i != j]
 SLOTS = (  # all that may be done in a scene of three objects and two buttons
     [("press", i) for i in range(2)]
@@ -591,7 +588,6 @@ SLOTS = (  # all that may be done in a scene of three objects and two buttons
     + [("push", i, j) for i, j in PAIRS]
     + [("place", i, j) for i, j in PAIRS]
 )
-GOLDEN = 0.618  # multiples of it, modulo 1, are hues far apart
 
 
 class Piece(NamedTuple):
@@ -623,38 +619,35 @@ class Task(NamedTuple):
         return SLOTS[self.slot][0]
 
     @property
-    def split(self):
-        return scenes()[self.scene].split
-
-    @property
     def what(self):
         """The family and its objects: what makes a task the same task in any scene."""
-        return describe(scenes()[self.scene], self.slot)
+        family, *which = SLOTS[self.slot]
+        scene = scenes()[self.scene]
+        return family, *((scene.buttons if family == "press" else scene.objects)[i] for i in which)
 
 
-def describe(scene, slot):
-    family, *which = SLOTS[slot]
-    return family, *((scene.buttons if family == "press" else scene.objects)[i] for i in which)
+@functools.cache
+def tables():
+    """tasks.json: pieces (kind, size, proportion, colour), buttons (shape, radius, grey, colour)
+    and scenes (split, pieces, buttons, named tasks).  Drawn once at random, then fixed; whatever
+    lies in a test scene lies in no other split's."""
+    return json.loads((ASSETS / "tasks.json").read_text())
 
 
 @functools.cache
 def kitchenware():
-    """All pieces, 15 of each kind: its shapes scaled, its greys multiplied with a colour."""
+    """All pieces: a kind's shapes scaled, its greys multiplied with a colour."""
     model = mujoco.MjModel.from_xml_path(str(ASSETS / "kitchenware.xml"))
-    return [make_piece(model, body, k) for body in range(1, model.nbody) for k in range(15)]
+    return [make_piece(model, *row) for row in tables()["pieces"]]
 
 
-def make_piece(model, body, k):
-    rng = np.random.default_rng((body, k))
-    size, proportion = rng.uniform(0.85, 1.15, 2)
-    scale = size * np.array([1, 1, proportion])
-    hue = (k + body / 3) * GOLDEN % 1
-    colour = np.array(hsv_to_rgb(hue, rng.uniform(0.4, 0.95), rng.uniform(0.55, 0.95)))
+def make_piece(model, kind, size, proportion, colour):
+    scale, body = size * np.array([1, 1, proportion]), model.body(kind).id
     shapes, circles, height = [], [], 0.0
     for g in np.flatnonzero(model.geom_bodyid == body):
         position, cylinder = model.geom_pos[g] * scale, model.geom_type[g] == Shape.mjGEOM_CYLINDER
         extent = model.geom_size[g] * (scale[[0, 2, 1]] if cylinder else scale)
-        rgba = [*colour * model.geom_rgba[g, :3], 1]
+        rgba = [*np.array(colour) * model.geom_rgba[g, :3], 1]
         shapes.append((model.geom_type[g], position, model.geom_quat[g], extent, rgba))
         turn = np.zeros(9)
         mujoco.mju_quat2Mat(turn, model.geom_quat[g])
@@ -670,7 +663,7 @@ def make_piece(model, body, k):
             grasp = (*position, turn, model.site_size[site, 0])
         else:
             room, floor = model.site_size[site, 0] * size, position[2]
-    return Piece(model.body(body).name, shapes, grasp, room, floor, np.array(circles), height)
+    return Piece(kind, shapes, grasp, room, floor, np.array(circles), height)
 
 
 def can(slot, objects):
@@ -690,39 +683,13 @@ def can(slot, objects):
 
 @functools.cache
 def scenes():
-    """150 + 10 + 10 scenes: something to grasp, something that holds it, a third, two buttons."""
-    every, used = [], set()
-    for split in SPLITS:
-        rng = np.random.default_rng(SPLITS.index(split))
-        mine = {i: p for i, p in enumerate(kitchenware()) if i % 15 in PIECES[split]}
-        goods = rng.permutation([i for i, p in mine.items() if p.grasp and not p.room])
-        targets = rng.permutation(BUTTONS[split])
-        for k in range(SCENES[split]):
-            good, target = goods[k % len(goods)], targets[k % len(targets)]
-            place = SLOTS.index(("place", 0, 1))
-            holder = rng.choice([i for i in mine if i != good and can(place, (good, i, i))])
-            kinds = mine[good].kind, mine[holder].kind
-            third = rng.choice([i for i in mine if mine[i].kind not in kinds])
-            objects = rng.permutation([good, holder, third])
-            # two buttons whose hues are a fifth of a circle apart, at least
-            other = [b for b in BUTTONS[split] if 0.2 < (b - target) * GOLDEN % 1 < 0.8]
-            buttons = rng.permutation([target, rng.choice(other)])
-            allowed = np.array([can(slot, objects) for slot in range(len(SLOTS))])
-            scene = Scene(split, tuple(objects.tolist()), tuple(buttons.tolist()), (), allowed)
-            absent = ("place", "push", "press", "grasp")[(k - 70) // 20] if k >= 70 else None
-            named = []
-            for family in FAMILIES:
-                about = {target} if family == "press" else {good}
-                fresh = [
-                    slot
-                    for slot in np.flatnonzero(allowed)
-                    if SLOTS[slot][0] == family and describe(scene, slot) not in used
-                    and (family == "push" or about & set(describe(scene, slot)[1:]))
-                ]  # fmt: skip
-                if family != absent:
-                    named.append(int(rng.choice(fresh)))
-                    used.add(describe(scene, named[-1]))
-            every.append(scene._replace(named=tuple(named)))
+    """150 + 10 + 10 scenes of training, validation and test tasks."""
+    names = {" ".join(map(str, slot)): k for k, slot in enumerate(SLOTS)}
+    every = []
+    for split, objects, buttons, named in tables()["scenes"]:
+        allowed = np.array([can(slot, objects) for slot in range(len(SLOTS))])
+        named = tuple(names[name] for name in named)
+        every.append(Scene(split, tuple(objects), tuple(buttons), named, allowed))
     return every
 
 
@@ -745,15 +712,13 @@ def scene_model(number):
         for geom, shape in zip(spec.body(f"object_{i}").geoms, piece.shapes, strict=False):
             geom.type, geom.pos, geom.quat, geom.size, geom.rgba = shape
     for i, button in enumerate(scene.buttons):
-        rng = np.random.default_rng(button)
-        radius, square = rng.uniform(0.018, 0.024), rng.uniform() < 0.4
+        shape, radius, grey, colour = tables()["buttons"][button]
         base, cap = spec.geom(f"base_{i}"), spec.geom(f"cap_{i}")
-        cap.rgba = [*hsv_to_rgb(button * GOLDEN % 1, 0.9, 0.9), 1]
-        base.rgba = [*[rng.choice([0.2, 0.9])] * 3, 1]
-        if square:
+        base.rgba, cap.rgba = [grey, grey, grey, 1], [*colour, 1]
+        cap.size = [radius, 0.008, 0]
+        if shape == "square":
             base.type = cap.type = Shape.mjGEOM_BOX
-        cap.size = [radius, radius, 0.008] if square else [radius, 0.008, 0]
-        base.size = [0.03, 0.03, 0.007] if square else [0.032, 0.007, 0]
+            base.size, cap.size = [0.03, 0.03, 0.007], [radius, radius, 0.008]
     return spec.compile()
 
 

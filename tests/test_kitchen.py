@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import env
-from env import SLOTS, Kitchen, Operator, Task, kitchenware, scenes, tasks_of
+from env import SLOTS, Kitchen, Operator, kitchenware, scenes, tasks_of
 
 ALL = [task for split in env.SPLITS for task in tasks_of(split)]
 
@@ -49,6 +49,12 @@ def test_every_scene_allows_four_tasks_and_more():
         assert scene.allowed.sum() >= 8
         assert {SLOTS[k][0] for k in np.flatnonzero(scene.allowed)} == set(env.FAMILIES)
         assert scene.allowed[list(scene.named)].all()
+
+
+def test_the_buttons_of_a_scene_differ_in_colour():
+    colours = np.array([button[3] for button in env.tables()["buttons"]])
+    pairs = np.array([scene.buttons for scene in scenes()])
+    assert np.linalg.norm(colours[pairs[:, 0]] - colours[pairs[:, 1]], axis=1).min() > 0.4
 
 
 def test_arrangements_are_new_each_time_apart_and_in_sight():
@@ -364,4 +370,3 @@ def test_bad_states_and_options_are_refused():
         world.reset(tasks=ALL[:2])
     with pytest.raises(ValueError, match="one robot or more"):
         Kitchen(0)
-    assert Task(0, 0).split == "train"
