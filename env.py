@@ -1267,47 +1267,37 @@ def gym(world="stack", **options):
     except ImportError:
         raise ImportError("env.gym needs gymnasium: pip install gymnasium") from None
     check(world in WORLDS, f"world is {world!r}; it is one of {', '.join(WORLDS)}")
-    inner = WORLDS[world](n=1, **options)
-    box = gymnasium.spaces.Box
+    inner, spaces = WORLDS[world](n=1, **options), gymnasium.spaces
+
+    def see():
+        """The kitchen's policies see the pose beside the image, as in the paper."""
+        image = inner.observe()[0]
+        with_pose = world == "kitchen" and inner.obs == "pixels"
+        return {"image": image, "pose": inner.pose()[0]} if with_pose else image
+
+    def space(value):
+        if isinstance(value, dict):
+            return spaces.Dict({key: space(part) for key, part in value.items()})
+        low, high = (0, 255) if value.dtype == np.uint8 else (-np.inf, np.inf)
+        return spaces.Box(low, high, value.shape, value.dtype)
 
     class Env(gymnasium.Env):
         metadata = {"render_modes": ["rgb_array"], "render_fps": inner.RATE}
         render_mode = "rgb_array"
-        action_space = box(np.float32(inner.low), np.float32(inner.high))
-
-        def __init__(self):
-            first = self.observation()
-            spaces = gymnasium.spaces.Dict({k: self.space(v) for k, v in first.items()})
-            self.observation_space = spaces if len(first) > 1 else spaces["observation"]
-
-        @staticmethod
-        def space(value):
-            if value.dtype == np.uint8:
-                return box(0, 255, value.shape, np.uint8)
-            return box(-np.inf, np.inf, value.shape, np.float32)
-
-        @staticmethod
-        def observation():
-            parts = {"observation": inner.observe()[0]}
-            if isinstance(inner, Kitchen) and inner.obs == "pixels":
-                parts["pose"] = inner.pose()[0]
-            return parts
-
-        def pack(self):
-            parts = self.observation()
-            return parts if len(parts) > 1 else parts["observation"]
+        observation_space = space(see())
+        action_space = spaces.Box(np.float32(inner.low), np.float32(inner.high))
 
         def reset(self, *, seed=None, options=None):
             super().reset(seed=seed)
             if seed is not None:
                 inner.physics.seed, inner.physics.episode[:] = seed, 0
             inner.reset()
-            return self.pack(), {}
+            return see(), {}
 
         def step(self, action):
             _, reward, discount, last = inner.step(np.asarray(action)[None])
             ended = bool(discount[0] == 0)
-            return self.pack(), float(reward[0]), ended, bool(last[0]) and not ended, {}
+            return see(), float(reward[0]), ended, bool(last[0]) and not ended, {}
 
         def render(self):
             return inner.pixels()[0]

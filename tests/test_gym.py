@@ -32,7 +32,7 @@ def test_a_time_limit_is_truncation_and_a_seed_repeats_an_episode():
 def test_kitchen_pixels_come_with_the_pose():
     pytest.importorskip("gymnasium")
     obs, _ = env.gym("kitchen", size=48).reset(seed=0)
-    assert obs["observation"].shape == (48, 48, 3)
+    assert obs["image"].shape == (48, 48, 3)
     assert obs["pose"].shape == (7,)
 
 
