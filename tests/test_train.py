@@ -1,9 +1,12 @@
 """The command line does what its help says, and tells what it cannot do."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
+import env
 import train
 
 
@@ -59,3 +62,16 @@ def test_every_flag_is_explained(capsys):
         text = capsys.readouterr().out
         flags = [line for line in text.splitlines() if line.startswith("  --")]
         assert len(flags) == 8
+
+
+def test_the_readmes_example_runs(tmp_path, monkeypatch):
+    pytest.importorskip("gymnasium")
+    monkeypatch.chdir(tmp_path)
+    env.make_demos("demos/stack200/A", "stack", "A", count=10)
+    text = (Path(train.__file__).parent / "README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    names = {}
+    exec(example, names)
+    assert names["obs"].shape == (32, 51)
+    assert "actions" not in names["demos"][0]
+    assert "actions" in names["clones"][0]
