@@ -455,7 +455,7 @@ class Person:
         check(style in PEOPLE, f"style is {style!r}; it is one of {', '.join(PEOPLE)}")
         self.world, self.style, self.seed = world, PEOPLE[style], seed
         self.name = list(PEOPLE).index(style)
-        n, self.pace = world.n, max(1, world.horizon / 200) ** 0.9
+        n, self.pace = world.n, max(1, world.horizon / 200) ** 0.95
         self.script = np.zeros((n, 13, 8))
         self.tremor = np.zeros((n, world.horizon + 1, 3))
         self.phase, self.frames = np.zeros(n, int), np.zeros(n, int)
@@ -727,6 +727,9 @@ def scene_model(number):
 # --------------------------------------------------------------------------------------------
 
 
+MEMORY = 18  # numbers that an episode's success is judged by, the last of them its scene
+
+
 class Kitchen:
     """n grippers, each before the scene of its own task.
 
@@ -747,10 +750,10 @@ class Kitchen:
         self.physics = Physics(scene_model(0), n, seed, self.RATE, substeps=20)
         self.low, self.high = scene_model(0).actuator_ctrlrange.T / self.JAW
         self.tasks = [None] * n
-        self.memory = np.zeros((n, 17))  # of the episode: what its success is judged by
+        self.memory = np.zeros((n, MEMORY))  # of the episode: what its success is judged by
         self.start, self.rise = self.memory[:, :9], self.memory[:, 9:12]
-        self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:]
-        self.state_size = self.physics.state_size + 17
+        self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]
+        self.state_size = self.physics.state_size + MEMORY
         bind, first = self.physics.batch.bind, scene_model(0).body("object_0").id
         self.place = bind("xpos")[:, first : first + 3]  # of the objects  [n, 3, 3]
         self.turn = bind("xmat")[:, first : first + 3]
@@ -765,8 +768,11 @@ class Kitchen:
     def set_state(self, states, ids=None):
         ids = self.physics.ids(ids)
         states = check_states(states, len(ids), self.state_size)
-        self.physics.set(states[:, :-17], ids)
-        self.memory[ids] = states[:, -17:]
+        for i, number in zip(ids, states[:, -1], strict=True):
+            here = f"robot {i} stands in scene {self.tasks[i].scene}: reset it to a task there"
+            check(number == self.tasks[i].scene, f"a state of scene {number:g}, but {here}")
+        self.physics.set(states[:, :-MEMORY], ids)
+        self.memory[ids] = states[:, -MEMORY:]
         return self.observe(ids)
 
     def reset(self, ids=None, tasks=None):
@@ -785,8 +791,9 @@ class Kitchen:
             objects = np.concatenate([xy[:3], np.zeros((3, 1)), quaternion(yaw)], 1)
             state[9:30] = objects.ravel()
             mocap = np.concatenate([xy[3:], np.zeros((2, 1))], 1)
-            state[-23:-17] = mocap.ravel()
-            state[-17:-8] = objects[:, :3].ravel()
+            state[self.physics.motion : -MEMORY] = mocap.ravel()
+            state[-MEMORY:-9] = objects[:, :3].ravel()
+            state[-1] = self.tasks[i].scene
         return self.set_state(states, ids)
 
     # -- what the robot sees and feels
@@ -1058,7 +1065,7 @@ WORLDS = {"stack": Stack, "kitchen": Kitchen}
 VERSION = 1  # of the file format and of both worlds
 LONGEST = 10_000  # steps of a demonstration
 ARRAYS = {  # key: type, columns in the stack world and in the kitchen, and rows beyond the actions'
-    "states": ("f8", {"stack": (66,), "kitchen": (111,)}, 1),
+    "states": ("f8", {"stack": (66,), "kitchen": (112,)}, 1),
     "actions": ("f4", {"stack": (9,), "kitchen": (7,)}, 0),
     "rewards": ("f4", {"stack": (), "kitchen": ()}, 0),
     "dones": ("?", {"stack": (), "kitchen": ()}, 0),

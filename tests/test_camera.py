@@ -56,7 +56,7 @@ def test_rays_left_out_and_backgrounds_kept_do_not_change_the_picture(world, sha
     for state in states:
         data.qpos = state[1 : 1 + camera.model.nq]
         if world == "kitchen":
-            data.mocap_pos = state[-23:-17].reshape(2, 3)
+            data.mocap_pos = state[-24:-18].reshape(2, 3)
         mujoco.mj_kinematics(camera.model, data)
         slow, fast = slow_image(camera, data), camera.image(data)
         off = np.abs(slow - fast).max(2) > 1.01  # fast is rounded down

@@ -199,7 +199,7 @@ def rearrange(world, poses=None, memory=None, velocity=None):
     if velocity:
         state[0, 1 + nq + 8 + 6 * velocity[0] :][:3] = velocity[1]
     for row, value in (memory or {}).items():
-        state[0, -17 + row] = value
+        state[0, -env.MEMORY + row] = value
     world.set_state(state)
 
 
@@ -362,8 +362,11 @@ def test_bad_actions_are_refused():
 
 def test_bad_states_and_options_are_refused():
     world = world_of(ALL[0])
-    with pytest.raises(ValueError, match=r"expected \(1, 111\)"):
+    with pytest.raises(ValueError, match=r"expected \(1, 112\)"):
         world.set_state(np.zeros((1, 66)))
+    elsewhere = world_of(ALL[599]).get_state()
+    with pytest.raises(ValueError, match="a state of scene 169, but robot 0 stands in scene 0"):
+        world.set_state(elsewhere)
     with pytest.raises(ValueError, match="1 to 50"):
         Kitchen(1, horizon=51)
     with pytest.raises(ValueError, match="2 tasks for 1 robot"):

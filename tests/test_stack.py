@@ -346,8 +346,8 @@ def test_bad_actions_are_refused_and_change_nothing(world):
 
 def test_bad_states_are_refused_and_change_nothing(world):
     before = world.get_state()
-    with pytest.raises(ValueError, match=r"shape \(4, 111\), expected \(4, 66\)"):
-        world.set_state(np.zeros((4, 111)))  # the kitchen's
+    with pytest.raises(ValueError, match=r"shape \(4, 112\), expected \(4, 66\)"):
+        world.set_state(np.zeros((4, 112)))  # the kitchen's
     with pytest.raises(ValueError, match="NaN"):
         world.set_state(before * np.nan)
     with pytest.raises(ValueError, match="ids"):
