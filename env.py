@@ -68,12 +68,8 @@ class Camera:
 
     def __init__(self, model, name, size=64, shadows=False):
         check(32 <= size <= 256, f"image size is {size}; a camera takes 32 to 256 pixels square")
-        self.model, self.size, self.shadows = model, size, shadows
-        self.colour = 255 * model.geom_rgba[:, :3].astype(np.float32)  # [geoms, 3]
-        root = model.body_rootid[model.geom_bodyid]
-        moves = (model.body_weldid[model.geom_bodyid] > 0) | (model.body_mocapid[root] >= 0)
-        self.moving = np.flatnonzero(moves & (model.geom_rgba[:, 3] > 0))
-
+        self.size, self.shadows = size, shadows
+        self.watch(model)
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
         camera = model.camera(name).id
@@ -85,6 +81,13 @@ class Camera:
         rays = np.stack([x, y, -np.ones_like(x)], -1).reshape(-1, 3) @ self.axes.T
         self.rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)  # [pixels, 3]
         self._cast_background(data)
+
+    def watch(self, model):
+        """Find what moves in a model, and its colours; what stands still must stay the same."""
+        self.model, self.colour = model, 255 * model.geom_rgba[:, :3].astype(np.float32)
+        root = model.body_rootid[model.geom_bodyid]
+        moves = (model.body_weldid[model.geom_bodyid] > 0) | (model.body_mocapid[root] >= 0)
+        self.moving = np.flatnonzero(moves & (model.geom_rgba[:, 3] > 0))
 
     def _cast_background(self, data):
         """Depth and colour, in light and in shadow, of everything that stands still."""
@@ -888,9 +891,14 @@ class Kitchen:
         return self.achieved(ids).any(1)
 
 
-@functools.lru_cache(256)
+@functools.cache
 def scene_camera(number, size, shadows):
-    return Camera(scene_model(number), "front", size, shadows)
+    """The camera of a scene; all share the table as it looks without anything on it."""
+    if number == 0:
+        return Camera(scene_model(0), "front", size, shadows)
+    camera = copy.copy(scene_camera(0, size, shadows))
+    camera.watch(scene_model(number))
+    return camera
 
 
 def arrange(number, rng, tries=32):

@@ -50,8 +50,9 @@ def test_rays_left_out_and_backgrounds_kept_do_not_change_the_picture(world, sha
         _, states = stack_states(2)
         camera = env.Camera(env.Stack(1).model, "front", 48, shadows)
     else:
-        states = env.Kitchen(2, obs="features", tasks=env.tasks_of("train")[:2]).get_state()
-        camera = env.scene_camera(0, 48, shadows)
+        tasks = [env.tasks_of("test")[7]] * 2
+        states = env.Kitchen(2, obs="features", tasks=tasks).get_state()
+        camera = env.scene_camera(tasks[0].scene, 48, shadows)
     data = mujoco.MjData(camera.model)
     for state in states:
         data.qpos = state[1 : 1 + camera.model.nq]
