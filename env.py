@@ -27,13 +27,12 @@ Departures from the papers, and what they leave open:
 
 import copy
 import functools
+import io
 import json
 import math
 import multiprocessing
 import os
 import zipfile
-import zlib
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +42,7 @@ from mujoco.batch import Batch
 from tqdm import tqdm
 
 ASSETS = Path(__file__).parent / "assets"
+LONGEST = 10_000  # steps of an episode
 Shape = mujoco.mjtGeom
 
 
@@ -50,6 +50,13 @@ def check(condition, message):
     """Bad input is the caller's to mend: say what is wrong and what was expected."""
     if not condition:
         raise ValueError(message)
+
+
+def whole(name, value, low, high):
+    """A whole number from low to high, of whatever integer type."""
+    good = hasattr(value, "__index__") and not isinstance(value, bool) and low <= value <= high
+    check(good, f"{name} is {value!r}; expected a whole number from {low} to {high}")
+    return int(value)
 
 
 # --------------------------------------------------------------------------------------------
@@ -67,8 +74,7 @@ class Camera:
     AMBIENT, DIFFUSE, SKY = 0.45, 0.65, np.float32([168, 194, 214])
 
     def __init__(self, model, name, size=64, shadows=False):
-        check(32 <= size <= 256, f"image size is {size}; a camera takes 32 to 256 pixels square")
-        self.size, self.shadows = size, shadows
+        self.size, self.shadows = whole("size", size, 32, 256), shadows
         self.watch(model)
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
@@ -148,10 +154,6 @@ class Camera:
             mask[top:bottom, left:right] = True
         return np.flatnonzero(mask)
 
-    def segment(self, data):
-        """Geom that each pixel shows, -1 for the sky, all rays cast.  [size, size] int"""
-        return self._cast(data, self.eye, self.rays, static=True)[0].reshape(self.size, self.size)
-
     def image(self, data):
         """The picture of `data`, whose kinematics are up to date.  [size, size, 3] uint8"""
         pixel = self._covered(data)
@@ -178,8 +180,8 @@ class Physics:
     """
 
     def __init__(self, model, n, seed, rate, substeps):
-        check(isinstance(n, int) and n >= 1, f"n is {n!r}; a world holds one robot or more")
-        self.model, self.n, self.seed, self.rate, self.substeps = model, n, seed, rate, substeps
+        self.n, self.seed = whole("n", n, 1, 100_000), whole("seed", seed, 0, 2**32 - 1)
+        self.model, self.rate, self.substeps = model, rate, substeps
         self.batch = Batch(model, n, nthread=1, persistent=True)
         self.time, self.qpos, self.qvel = (self.batch.bind(x) for x in ("time", "qpos", "qvel"))
         self.mocap = self.batch.bind("mocap_pos")
@@ -189,28 +191,32 @@ class Physics:
         self.episode = np.zeros(n, np.int64)  # episodes begun by each simulation
 
     def ids(self, ids):
+        """Numbers of robots, from numbers, from a mask, or all of them."""
         if ids is None or (isinstance(ids, slice) and ids == slice(None)):
             return np.arange(self.n)
-        ids = np.atleast_1d(ids)
-        ids = np.flatnonzero(ids) if ids.dtype == bool else ids
-        good = (np.diff(ids) > 0).all() and ((ids >= 0) & (ids < self.n)).all()
+        ids = np.atleast_1d(np.asarray(ids, bool if np.size(ids) == 0 else None))
+        mask = ids.dtype == bool and len(ids) in (0, self.n)
+        ids = np.flatnonzero(ids) if mask else ids
+        good = ids.ndim == 1 and ids.dtype.kind in "iu" and (np.diff(ids) > 0).all()
+        good = good and ((ids >= 0) & (ids < self.n)).all()
         check(good, f"ids are {ids}; expected sorted numbers from 0 to {self.n - 1}, each once")
         return ids
 
     def begin(self, ids):
         """Random generators of the next episodes; a robot's do not depend on its neighbours."""
         self.episode[ids] += 1
-        return [np.random.default_rng((self.seed, i, self.episode[i])) for i in ids]
+        return [np.random.default_rng((0, self.seed, i, self.episode[i])) for i in ids]
 
     def get(self, ids=slice(None)):
         """All that the future depends on.  [k, state_size]"""
         motion = self.batch.state[ids, : self.motion]
-        return np.concatenate([motion, self.mocap[ids].reshape(len(motion), -1)], 1)
+        mocap = self.mocap[ids].reshape(len(motion), 3 * self.model.nmocap)
+        return np.concatenate([motion, mocap], 1)
 
     def set(self, states, ids):
         self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE)
         self.batch.state[ids, : self.motion] = states[:, : self.motion]
-        self.mocap[ids] = states[:, self.motion :].reshape(len(ids), -1, 3)
+        self.mocap[ids] = states[:, self.motion :].reshape(len(ids), self.model.nmocap, 3)
         self.batch.forward(ids)
 
     def step(self, ctrl):
@@ -234,11 +240,21 @@ class Physics:
         return np.rint(self.time * self.rate).astype(int)
 
 
-def check_states(states, k, size):
+def check_states(states, k, size, free):
+    """States as float64 [k, size], refused if no world could be in them.
+
+    `free` tells in which columns the quaternions begin.
+    """
     states = np.asarray(states, np.float64)
     expected = (k, size)
     check(states.shape == expected, f"states have shape {states.shape}, expected {expected}")
     check(np.isfinite(states).all(), "states hold a NaN or an infinity")
+    check((states[:, 0] >= 0).all(), "states hold a time before the start of the episode")
+    check((np.abs(states) < 1e6).all(), "states hold numbers beyond a million")
+    for column in free:
+        norm = np.linalg.norm(states[:, column : column + 4], axis=1)
+        good = (np.abs(norm - 1) < 1e-3).all()
+        check(good, f"columns {column} to {column + 3} of the states are no unit quaternions")
     return states
 
 
@@ -298,17 +314,16 @@ class Stack:
     ):
         check(obs in ("features", "pixels"), f"obs is {obs!r}; it is 'features' or 'pixels'")
         check(task in REWARDS, f"task is {task!r}; it is one of {', '.join(REWARDS)}")
-        check(horizon >= 1, f"horizon is {horizon}; an episode has at least one step")
-        self.n, self.obs, self.task, self.horizon = n, obs, task, horizon
+        self.obs, self.task, self.horizon = obs, task, whole("horizon", horizon, 1, LONGEST)
         self.model = mujoco.MjModel.from_xml_path(str(ASSETS / "stack.xml"))
         self.physics = Physics(self.model, n, seed, self.RATE, substeps=10)
-        self.state_size = self.physics.state_size
+        self.n, self.state_size = self.physics.n, self.physics.state_size
         self.camera = Camera(self.model, "front", size, shadows)
         self.low, self.high = -np.ones(9), np.ones(9)
         self.speed = self.model.actuator_ctrlrange[:, 1]  # what an action of 1 commands, rad/s
         batch = self.physics.batch
-        self.hand_a, self.a_on_b, self.pinch_velocity = (
-            batch.sensor(name).data for name in ("hand_a", "a_on_b", "pinch_velocity")
+        self.arm_a, self.a_on_b, self.pinch_velocity = (
+            batch.sensor(name).data for name in ("arm_a", "a_on_b", "pinch_velocity")
         )
         self.pinch = batch.site("pinch").xpos
         self.block_a, self.block_b = (  # position, rotation, velocity
@@ -325,7 +340,7 @@ class Stack:
     def set_state(self, states, ids=None):
         """Put robots into given states, from the start of an episode or from its middle."""
         ids = self.physics.ids(ids)
-        self.physics.set(check_states(states, len(ids), self.state_size), ids)
+        self.physics.set(check_states(states, len(ids), self.state_size, (13, 20)), ids)
         return self.observe(ids)
 
     def reset(self, ids=None):
@@ -398,21 +413,23 @@ class Stack:
         return self.observe(), reward, np.ones(self.n), self.t >= self.horizon
 
     def stage(self, ids=slice(None)):
-        """0 nothing, 1 reach, 2 lift, 3 stack: what has been achieved at this moment.  [k]"""
-        (a, a_turn, a_velocity), (b, b_turn, b_velocity) = (
-            [x[ids] for x in block] for block in (self.block_a, self.block_b)
-        )
-        touched = self.hand_a[ids, 0] > 0
-        up_a, up_b = np.abs(a_turn[:, 6:9]), np.abs(b_turn[:, 6:9])  # world's z in block axes
+        """What has been achieved at this moment: 0 nothing, 1 reach, 2 lift, 3 stack.  [k]
+
+        reach: the pinch is within 5 cm of the red block.
+        lift: the arm touches it, and its lowest corner is 3 cm above the table.
+        stack: the arm does not touch it; it lies on the blue block, flat and at rest.
+        """
+        a, turn, velocity = (part[ids] for part in self.block_a)
+        touched = self.arm_a[ids, 0] > 0
+        up = np.abs(turn[:, 6:9])  # the world's z in the block's axes
         reach = np.linalg.norm(a - self.pinch[ids], axis=1) < 0.05
-        lift = touched & (a[:, 2] - HALF * up_a.sum(1) > 0.03)  # its lowest corner
-        stack = ~touched & (self.a_on_b[ids, 0] > 0)
-        stack &= (np.abs(b[:, 2] - HALF) < 0.005) & (np.abs(a[:, 2] - 3 * HALF) < 0.005)
-        stack &= np.linalg.norm(a[:, :2] - b[:, :2], axis=1) < HALF
-        stack &= (up_a.max(1) > 0.99) & (up_b.max(1) > 0.99)  # both flat, within 8 degrees
-        for velocity in (a_velocity, b_velocity):
-            stack &= np.linalg.norm(velocity[:, :3], axis=1) < 0.02  # m/s
-            stack &= np.linalg.norm(velocity[:, 3:], axis=1) < 0.5  # rad/s
+        lift = touched & (a[:, 2] - HALF * up.sum(1) > 0.03)  # its lowest corner
+        stack = ~touched & (self.a_on_b[ids, 0] > 0) & (np.abs(a[:, 2] - 3 * HALF) < 0.005)
+        stack &= np.linalg.norm((a - self.block_b[0][ids])[:, :2], axis=1) < HALF
+        stack &= up.max(1) > 0.99  # flat, within 8 degrees
+        stack &= np.abs(self.block_b[1][ids, 6:9]).max(1) > 0.99  # and so is the blue one
+        stack &= np.linalg.norm(velocity[:, :3], axis=1) < 0.02  # m/s
+        stack &= np.linalg.norm(velocity[:, 3:], axis=1) < 0.5  # rad/s
         return np.where(stack, 3, np.where(lift, 2, np.where(reach, 1, 0)))
 
 
@@ -435,8 +452,8 @@ PEOPLE = {  # each number is a range from which every episode draws
         "side": (150, 240),
         "reach": (0.07, 0.12),
         "arc": (0.08, 0.12),
-        "speed": (0.1, 0.26),
-        "care": (0.05, 0.12),
+        "speed": (0.11, 0.28),
+        "care": (0.052, 0.13),
         "pause": (0, 6),
         "regrip": 0.4,
         "tremor": 0.008,
@@ -455,6 +472,7 @@ class Person:
     """
 
     def __init__(self, world, style, seed=0):
+        check(isinstance(world, Stack), "a Person stacks blocks: give it a Stack world")
         check(style in PEOPLE, f"style is {style!r}; it is one of {', '.join(PEOPLE)}")
         self.world, self.style, self.seed = world, PEOPLE[style], seed
         self.name = list(PEOPLE).index(style)
@@ -465,12 +483,16 @@ class Person:
         self.entry, self.yaw = np.zeros((n, 3)), np.zeros(n)
         self.hand = world.model.body("hand").id
         self.hand_turn = world.physics.batch.body("hand").xmat
-        self.begin(np.arange(n))
+        self.episode = np.zeros(n, int)  # for which the scripts were drawn
+        self.ended = np.zeros(n, bool)
+        self.begin()
 
-    def begin(self, ids):
-        """Draw scripts for the episodes that robots `ids` have just begun."""
+    def begin(self):
+        """Draw scripts for the episodes that robots have begun since."""
+        ids = np.flatnonzero(self.episode != self.world.physics.episode)
+        self.episode[ids] = self.world.physics.episode[ids]
         for i in ids:
-            rng = np.random.default_rng((self.seed, self.name, i, self.world.physics.episode[i]))
+            rng = np.random.default_rng((1 + self.name, self.seed, i, self.episode[i]))
             self.script[i] = self._draw_script(rng)
             shake = rng.normal(size=self.tremor[i].shape) * self.style["tremor"]
             for before, now in zip(shake[:-1], shake[1:], strict=True):
@@ -529,6 +551,7 @@ class Person:
 
     def act(self):
         """Nine joint velocities for each robot: from where the hand should go, to how."""
+        self.begin()
         world, tool = self.world, self.tool()
         robots = np.arange(world.n)
         a, b = world.block_a[0], world.block_b[0]
@@ -547,6 +570,7 @@ class Person:
         velocity += self.tremor[robots, np.minimum(world.t, world.horizon)]
         actions = self._joint_velocities(velocity, tool, finger)
         self.frames += 1
+        self.ended = world.t >= world.horizon
         done = (distance < tolerance) & (self.frames > stay) | (
             self.frames > 60 * self.pace
         ) & np.isfinite(stay)
@@ -602,7 +626,6 @@ class Piece(NamedTuple):
     room: float  # how far from the middle another thing can be put in or on it; 0: nowhere
     floor: float  # at which height
     circles: np.ndarray  # footprint: x, y, radius  [shapes, 3]
-    height: float
 
 
 class Scene(NamedTuple):
@@ -646,7 +669,7 @@ def kitchenware():
 
 def make_piece(model, kind, size, proportion, colour):
     scale, body = size * np.array([1, 1, proportion]), model.body(kind).id
-    shapes, circles, height = [], [], 0.0
+    shapes, circles = [], []
     for g in np.flatnonzero(model.geom_bodyid == body):
         position, cylinder = model.geom_pos[g] * scale, model.geom_type[g] == Shape.mjGEOM_CYLINDER
         extent = model.geom_size[g] * (scale[[0, 2, 1]] if cylinder else scale)
@@ -654,9 +677,8 @@ def make_piece(model, kind, size, proportion, colour):
         shapes.append((model.geom_type[g], position, model.geom_quat[g], extent, rgba))
         turn = np.zeros(9)
         mujoco.mju_quat2Mat(turn, model.geom_quat[g])
-        half = extent[[0, 0, 1]] if cylinder else np.abs(turn.reshape(3, 3)) @ extent
-        circles.append([*position[:2], half[0] if cylinder else np.hypot(*half[:2])])
-        height = max(height, position[2] + half[2])
+        wide = extent[0] if cylinder else np.hypot(*(np.abs(turn.reshape(3, 3)) @ extent)[:2])
+        circles.append([*position[:2], wide])
     grasp, room, floor = None, 0.0, 0.0
     for site in np.flatnonzero(model.site_bodyid == body):
         position = model.site_pos[site] * scale
@@ -666,7 +688,7 @@ def make_piece(model, kind, size, proportion, colour):
             grasp = (*position, turn, model.site_size[site, 0])
         else:
             room, floor = model.site_size[site, 0] * size, position[2]
-    return Piece(kind, shapes, grasp, room, floor, np.array(circles), height)
+    return Piece(kind, shapes, grasp, room, floor, np.array(circles))
 
 
 def can(slot, objects):
@@ -694,6 +716,15 @@ def scenes():
         named = tuple(names[name] for name in named)
         every.append(Scene(split, tuple(objects), tuple(buttons), named, allowed))
     return every
+
+
+def check_task(task):
+    number, slot = task
+    whole("a task's scene", number, 0, len(scenes()) - 1)
+    whole("a task's slot", slot, 0, len(SLOTS) - 1)
+    possible = scenes()[number].allowed[slot]
+    check(possible, f"{' '.join(map(str, SLOTS[slot]))} makes no sense in scene {number}")
+    return Task(int(number), int(slot))
 
 
 def tasks_of(split):
@@ -748,11 +779,12 @@ class Kitchen:
 
     def __init__(self, n=1, seed=0, obs="pixels", size=64, shadows=False, tasks=None, horizon=50):
         check(obs in ("features", "pixels"), f"obs is {obs!r}; it is 'features' or 'pixels'")
-        check(1 <= horizon <= 50, f"horizon is {horizon}; an episode has 1 to 50 steps")
-        self.n, self.obs, self.horizon, self.size, self.shadows = n, obs, horizon, size, shadows
+        self.obs, self.horizon = obs, whole("horizon", horizon, 1, 50)
+        self.size, self.shadows = whole("size", size, 32, 256), shadows
         self.physics = Physics(scene_model(0), n, seed, self.RATE, substeps=20)
         self.low, self.high = scene_model(0).actuator_ctrlrange.T / self.JAW
-        self.tasks = [None] * n
+        self.n = n = self.physics.n
+        self.tasks = [Task(0, 0)] * n
         self.memory = np.zeros((n, MEMORY))  # of the episode: what its success is judged by
         self.start, self.rise = self.memory[:, :9], self.memory[:, 9:12]
         self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]
@@ -760,8 +792,8 @@ class Kitchen:
         bind, first = self.physics.batch.bind, scene_model(0).body("object_0").id
         self.place = bind("xpos")[:, first : first + 3]  # of the objects  [n, 3, 3]
         self.turn = bind("xmat")[:, first : first + 3]
-        self.held, self.table, self.touch = np.split(bind("sensordata"), [3, 6], axis=1)
-        self.reset(tasks=tasks or tasks_of("train")[:1] * n)
+        self.contacts = bind("sensordata").reshape(n, 5, 3, 2)  # how many there are, how deep
+        self.reset(tasks=tasks_of("train")[:1] * n if tasks is None else tasks)
 
     # -- state
 
@@ -770,7 +802,7 @@ class Kitchen:
 
     def set_state(self, states, ids=None):
         ids = self.physics.ids(ids)
-        states = check_states(states, len(ids), self.state_size)
+        states = check_states(states, len(ids), self.state_size, (12, 19, 26))
         for i, number in zip(ids, states[:, -1], strict=True):
             here = f"robot {i} stands in scene {self.tasks[i].scene}: reset it to a task there"
             check(number == self.tasks[i].scene, f"a state of scene {number:g}, but {here}")
@@ -783,6 +815,7 @@ class Kitchen:
         ids = self.physics.ids(ids)
         if tasks is not None:
             check(len(tasks) == len(ids), f"{len(tasks)} tasks for {len(ids)} robots")
+            tasks = [check_task(task) for task in tasks]
             for i, task in zip(ids, tasks, strict=True):
                 self.tasks[i] = task
             self.physics.batch.set_models([scene_model(task.scene) for task in self.tasks])
@@ -807,6 +840,16 @@ class Kitchen:
     def pose(self, ids=slice(None)):
         """x, y, z, Euler angles, finger angle.  [k, 7] float32"""
         return (self.physics.qpos[ids, :7] / self.JAW).astype(np.float32)
+
+    body = pose  # what a body is in the other world
+
+    def touching(self, ids=slice(None)):
+        """Within a millimetre, as contacts come and go: [k, 5, 3] bool.
+
+        Of each object: gripper, left jaw, right jaw, table; then of pairs 0-1, 0-2, 1-2.
+        """
+        count, distance = np.moveaxis(self.contacts[ids], -1, 0)
+        return (count > 0) & (distance < 1e-3)
 
     def buttons(self):
         return self.physics.mocap  # [n, 2, 3]
@@ -847,20 +890,19 @@ class Kitchen:
         caps = self.physics.qpos[:, 29:]
         self.rise[:] = np.maximum(self.rise, self.place[:, :, 2] - self.start[:, 2::3])
         self.depth[:] = np.maximum(self.depth, caps)
-        self.touched[:] = np.maximum(self.touched, self.touch > 0)
-        slots = [task.slot for task in self.tasks]
-        reward = self.achieved()[np.arange(self.n), slots].astype(float)
+        self.touched[:] = np.maximum(self.touched, self.touching()[:, 4])
+        reward = self.succeeded().astype(float)
         return self.observe(), reward, np.ones(self.n), self.t >= self.horizon
 
     def achieved(self, ids=slice(None)):
         """Which slots has the episode achieved, judged as a whole as if it ended now?  [k, 17]
 
         press: the cap was pushed down at some time.
-        grasp: the object is held, 5 cm above where it lay.
+        grasp: both jaws touch the object, 5 cm above where it lay, and nothing else does.
         push: it was slid 4 cm or more, never lifted, and touched the other, which moved less.
         place: it was lifted and lies still on the other, within its room, not on the table, let go.
         """
-        held, table, touch = self.held[ids] > 0, self.table[ids] > 0, self.touch[ids] > 0
+        held, left, right, table, touch = self.touching(ids).swapaxes(0, 1)
         place, start = self.place[ids], self.start[ids].reshape(-1, 3, 3)
         rise, touched = self.rise[ids], self.touched[ids] > 0
         moved = np.linalg.norm((place - start)[:, :, :2], axis=2)
@@ -871,16 +913,20 @@ class Kitchen:
             for i in np.arange(self.n)[ids]
         ])  # fmt: skip
         slots = [*(self.depth[ids] > self.DEPTH).T]
-        slots += [*(held & ~table & (place[:, :, 2] - start[:, :, 2] > 0.05)).T]
+        free = ~table & ~(touch @ np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], bool))
+        slots += [*(left & right & free & (place[:, :, 2] - start[:, :, 2] > 0.05)).T]
         for i, j in PAIRS:
             slid = (moved[:, i] > 0.04) & (rise[:, i] < 0.03) & (moved[:, j] < moved[:, i])
             slots.append(slid & touched[:, i + j - 1])
         for i, j in PAIRS:
             apart = np.linalg.norm((place[:, i] - place[:, j])[:, :2], axis=1)
-            within = (apart < room[:, j]) & (place[:, i, 2] > place[:, j, 2])
             rests = touch[:, i + j - 1] & ~table[:, i] & ~held[:, i] & still[:, i]
-            slots.append(within & rests & (rise[:, i] > 0.03))
+            slots.append(rests & (apart < room[:, j]) & (rise[:, i] > 0.03))
         return np.stack(slots, 1) & self.allowed(ids)
+
+    def succeeded(self):
+        """Has each robot done its own task?  [n]"""
+        return self.achieved()[np.arange(self.n), [task.slot for task in self.tasks]]
 
     def allowed(self, ids=slice(None)):
         """Which slots make sense in each robot's scene.  [k, 17]"""
@@ -974,17 +1020,22 @@ class Operator:
     """Does each robot's task, as an operator in virtual reality would: waypoints, a quick hand."""
 
     def __init__(self, world, seed=0):
+        check(isinstance(world, Kitchen), "an Operator does kitchen tasks: give it a Kitchen")
         self.world, self.seed = world, seed
         n = world.n
         self.script = np.zeros((n, 9, 8))  # anchor, x, y, z, finger angle, speed, tolerance, stay
         self.phase, self.frames = np.zeros(n, int), np.zeros(n, int)
         self.entry, self.yaw, self.way = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 3))
-        self.slot = [()] * n
-        self.begin(np.arange(n))
+        self.slot, self.ended = [()] * n, np.zeros(n, bool)  # has a script come to its end?
+        self.episode = np.zeros(n, int)  # for which the scripts were drawn
+        self.begin()
 
-    def begin(self, ids):
+    def begin(self):
+        """Plan the episodes that robots have begun since."""
+        ids = np.flatnonzero(self.episode != self.world.physics.episode)
+        self.episode[ids] = self.world.physics.episode[ids]
         for i in ids:
-            rng = np.random.default_rng((self.seed, i, self.world.physics.episode[i]))
+            rng = np.random.default_rng((9, self.seed, i, self.episode[i]))
             self.slot[i] = SLOTS[self.world.tasks[i].slot]
             rows, self.yaw[i] = self._plan(i, rng)
             self.script[i] = rows + [[*rows[-1][:7], np.inf]] * (9 - len(rows))
@@ -1036,7 +1087,8 @@ class Operator:
         return rows, yaw + angle - np.pi / 2  # jaws close along the gripper's y axis
 
     def act(self):
-        """Absolute poses, and whether each robot's script has come to its end."""
+        """Absolute poses, a step towards each robot's next waypoint."""
+        self.begin()
         world, robots = self.world, np.arange(self.world.n)
         tool = world.physics.qpos[:, :3]
         anchor, x, y, z, finger, speed, tolerance, stay = self.script[robots, self.phase].T
@@ -1062,7 +1114,8 @@ class Operator:
         self.phase[done] += 1
         self.frames[done] = 0
         self.entry[done] = tool[done]
-        return np.clip(actions, world.low, world.high), np.isinf(stay)
+        self.ended = np.isinf(stay)
+        return np.clip(actions, world.low, world.high)
 
 
 # --------------------------------------------------------------------------------------------
@@ -1071,7 +1124,6 @@ class Operator:
 
 WORLDS = {"stack": Stack, "kitchen": Kitchen}
 VERSION = 1  # of the file format and of both worlds
-LONGEST = 10_000  # steps of a demonstration
 ARRAYS = {  # key: type, columns in the stack world and in the kitchen, and rows beyond the actions'
     "states": ("f8", {"stack": (66,), "kitchen": (112,)}, 1),
     "actions": ("f4", {"stack": (9,), "kitchen": (7,)}, 0),
@@ -1103,7 +1155,7 @@ def save_demo(path, arrays, world, seed, by, task=(-1, -1)):
     wrong = set(arrays) ^ set(ARRAYS)
     check(not wrong, f"a demonstration has not just the keys it should: {', '.join(sorted(wrong))}")
     facts = dict(zip(FACTS, (world, VERSION, seed, by, *task), strict=True))
-    every = {key: np.asarray(value, ARRAYS[key][0]) for key, value in arrays.items()}
+    every = {key: np.asarray(v, ARRAYS[key][0], order="C") for key, v in arrays.items()}
     every |= {key: np.asarray(value, FACTS[key]) for key, value in facts.items()}
     write_atomically(path, lambda file: np.savez_compressed(file, **every))
 
@@ -1115,44 +1167,56 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
     """
     path = Path(path)
     check(path.is_file(), f"{path}: no such file; make some with: python train.py demos")
-    check(path.stat().st_size < 1e8, f"{path}: larger than 100 MB, this is no demonstration")
+    check(path.stat().st_size < 2e7, f"{path}: larger than 20 MB, this is no demonstration")
     try:
+        with open(path, "rb") as file:  # numpy leaves no comment: the directory's record is last
+            file.seek(-22, os.SEEK_END)
+            record = file.read()
+            small = record[:4] == b"PK\5\6" and int.from_bytes(record[12:16], "little") < 10_000
+            check(small, "it is no small .npz archive")
         with zipfile.ZipFile(path) as archive:
             demo = {key: _read(archive, key, kind, ()).item() for key, kind in FACTS.items()}
-            made_for = f"{demo['world']}, version {demo['version']}"
+            check((demo["world"] + demo["by"]).isprintable(), "its names are not text")
+            made_for = f"{demo['world']!r}, version {demo['version']}"
             good = demo["world"] == world and demo["version"] == VERSION
-            check(good, f"made for the world {made_for}, not for {world}, version {VERSION}")
-            shape, _, _ = _header(archive, "states")
-            rows = shape[0] - 1 if shape else 0
+            check(good, f"made for the world {made_for}, not for {world!r}, version {VERSION}")
+            if world == "kitchen":
+                check_task((demo["scene"], demo["slot"]))
+            rows = _shape(archive, "states")[0] - 1
             check(1 <= rows <= LONGEST, f"{rows} steps; a demonstration has 1 to {LONGEST}")
             for key in keys:
                 kind, columns, extra = ARRAYS[key]
                 demo[key] = _read(archive, key, kind, (rows + extra, *columns[world]))
-    except (ValueError, KeyError, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path}: {str(error).strip(chr(34))}") from None
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: truncated or not a demonstration ({error})") from None
+    except Exception as error:  # whatever a damaged file makes the readers below stumble over
+        fault = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path}: truncated, damaged or no demonstration: {fault}") from None
     return demo
 
 
-def _header(archive, key):
-    """Shape and type that an array claims to have, and its bytes, not yet read."""
-    member = archive.open(f"{key}.npy")
-    version = np.lib.format.read_magic(member)
-    check(version == (1, 0), f"{key} has a header of version {version}, expected (1, 0)")
-    shape, _, kind = np.lib.format.read_array_header_1_0(member, max_header_size=1000)
-    return shape, kind, member
+def _shape(archive, key):
+    """The shape that an array's header claims."""
+    with archive.open(f"{key}.npy") as member:
+        check(np.lib.format.read_magic(member) == (1, 0), f"{key} has a header of another version")
+        shape, _, _ = np.lib.format.read_array_header_1_0(member, max_header_size=1000)
+    check(len(shape) > 0, f"{key} is a number, expected an array")
+    return shape
 
 
 def _read(archive, key, kind, shape):
-    claimed, dtype, member = _header(archive, key)
-    good = dtype == np.dtype(kind) and claimed == shape
-    check(good, f"{key} is {dtype} {claimed}, expected {np.dtype(kind)} {shape}")
-    size = dtype.itemsize * math.prod(shape)
-    data = member.read(size)
-    check(len(data) == size and not member.read(1), f"{key} is not as long as its header says")
-    array = np.frombuffer(data, dtype).reshape(shape)
-    check(dtype.kind != "f" or np.isfinite(array).all(), f"{key} holds a NaN or an infinity")
+    """An array whose header is just what numpy writes for this type and shape, and no more."""
+    packed = archive.getinfo(f"{key}.npy").compress_type
+    check(packed in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), f"{key} is packed in another way")
+    wanted, kind = io.BytesIO(), np.dtype(kind)
+    claim = {"descr": kind.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(wanted, claim)
+    with archive.open(f"{key}.npy") as member:
+        good = member.read(len(wanted.getvalue())) == wanted.getvalue()
+        check(good, f"{key} is not an array of {kind} of shape {shape}")
+        size = kind.itemsize * math.prod(shape)
+        data = member.read(size)
+        check(len(data) == size and not member.read(1), f"{key} is not as long as its header says")
+    array = np.frombuffer(data, kind).reshape(shape)
+    check(kind.kind != "f" or np.isfinite(array).all(), f"{key} holds a NaN or an infinity")
     return array
 
 
@@ -1175,30 +1239,67 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
     By one of the PEOPLE, or, in the kitchen, of a split's tasks by the operator.
     """
     check(world in WORLDS, f"world is {world!r}; it is one of {', '.join(WORLDS)}")
-    folder, size = Path(folder), 25
-    if world == "stack":
-        check(by in PEOPLE, f"by is {by!r}; it is one of {', '.join(PEOPLE)}")
-        names = [f"{k:04d}.npz" for k in range(count)]
+    whole("count", count, 1, 9999)
+    makers = list(PEOPLE) if world == "stack" else list(SPLITS)
+    check(by in makers, f"by is {by!r}; it is one of {', '.join(makers)}")
+    if world == "stack":  # files that are made together, and a number for their seed
+        chunks = {
+            k: [f"{d:04d}.npz" for d in range(k, min(k + 25, count))] for k in range(0, count, 25)
+        }
     else:
-        check(by in SPLITS, f"by is {by!r}; it is one of {', '.join(SPLITS)}")
-        names = [f"{t:03d}_{k}.npz" for t in range(len(tasks_of(by))) for k in range(count)]
-        size = 10 * count
-    chunks = [names[k : k + size] for k in range(0, len(names), size)]
-    jobs = [
-        (_stack_demos if world == "stack" else _kitchen_demos, folder, by, chunk, k, seed, horizon)
-        for k, chunk in enumerate(chunks)
-        if not all((folder / name).exists() for name in chunk)
-    ]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(max(1, min(processes, len(jobs)))) if jobs else nullcontext() as pool:
-        done = pool.imap_unordered(_run, jobs) if jobs else []
-        for _ in tqdm(done, f"demonstrations by {by}", len(jobs), disable=not jobs, unit="chunk"):
-            pass
+        tasks = range(len(tasks_of(by)))
+        chunks = {
+            (1000 * k + first): [f"{t:03d}_{k}.npz" for t in tasks[first : first + 40]]
+            for k in range(count)
+            for first in tasks[::40]
+        }
+    jobs = []
+    for number, names in chunks.items():
+        paths = [Path(folder) / name for name in names]
+        mine = np.random.SeedSequence((seed, len(makers), makers.index(by), number))
+        mine = int(mine.generate_state(1)[0])
+        there = [path for path in paths if path.exists()]
+        made_with = load_demo(there[0], world, ())["seed"] if there else mine
+        advice = f"was made with another --seed; make these elsewhere than in {folder}"
+        check(made_with == mine, f"{there and there[0]} {advice}")
+        if len(there) < len(paths):
+            jobs.append((world, by, paths, mine, horizon))
+    if jobs:
+        with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
+            made = pool.imap_unordered(_demonstrate, jobs)
+            list(tqdm(made, f"demonstrations by {by}", len(jobs), unit="chunk"))
 
 
-def _run(job):
-    work, *args = job
-    work(*args)
+def _demonstrate(job):
+    """Fill the missing ones of some paths, a robot each.
+
+    What people make is kept however it ends; the operator tries again what failed.
+    """
+    name, by, paths, seed, horizon = job
+    if name == "stack":
+        world, tasks = Stack(len(paths), seed, horizon=horizon), [(-1, -1)] * len(paths)
+        demonstrator = Person(world, by, seed)
+    else:
+        tasks = [tasks_of(by)[int(path.name[:3])] for path in paths]
+        world = Kitchen(len(paths), seed, obs="features", tasks=tasks)
+        demonstrator, by = Operator(world, seed), "operator"
+    todo = np.array([not path.exists() for path in paths])
+    for _ in range(50):
+        recording, going = Recording(world), todo.copy()
+        for t in range(world.horizon + 1):
+            actions = demonstrator.act()
+            ended = demonstrator.ended & going
+            going &= ~ended
+            kept = ended & (name == "stack" or world.succeeded())
+            for i in np.flatnonzero(kept):
+                save_demo(paths[i], recording.cut(i, t), name, seed, by, tasks[i])
+            todo &= ~kept
+            if t < world.horizon:
+                recording.step(actions)
+        if not todo.any():
+            return
+        world.reset()
+    raise RuntimeError(f"{paths[np.flatnonzero(todo)[0]]}: not done in 50 attempts")
 
 
 class Recording:
@@ -1209,14 +1310,9 @@ class Recording:
         self._see()
 
     def _see(self):
-        world = self.world
-        body = world.body() if isinstance(world, Stack) else world.pose()
-        for key, value in zip(
-            ("states", "obs/features", "obs/body"),
-            (world.get_state(), world.features(), body),
-            strict=True,
-        ):
-            self.rows[key].append(value)
+        self.rows["states"].append(self.world.get_state())
+        self.rows["obs/features"].append(self.world.features())
+        self.rows["obs/body"].append(self.world.body())
 
     def step(self, actions):
         """Step the world; actions are rounded to what the file holds before they are taken."""
@@ -1234,42 +1330,6 @@ class Recording:
         return arrays
 
 
-def chunk_seed(*parts):
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def _stack_demos(folder, by, names, chunk, seed, horizon):
-    mine = chunk_seed(seed, list(PEOPLE).index(by), chunk)
-    world = Stack(len(names), mine, horizon=horizon)
-    person, recording = Person(world, by, mine), Recording(world)
-    for _ in range(horizon):
-        recording.step(person.act())
-    for i, name in enumerate(names):
-        save_demo(folder / name, recording.cut(i, horizon), "stack", mine, by)
-
-
-def _kitchen_demos(folder, by, names, chunk, seed, horizon):
-    """The operator tries each task until it has succeeded as often as is wanted."""
-    mine = chunk_seed(seed, 10 + SPLITS.index(by), chunk)
-    tasks = [tasks_of(by)[int(name[:3])] for name in names]
-    world = Kitchen(len(names), mine, obs="features", tasks=tasks)
-    operator, todo = Operator(world, mine), np.ones(len(names), bool)
-    slots = [task.slot for task in tasks]
-    while todo.any():
-        recording, ended = Recording(world), np.zeros(len(names), bool)
-        for t in range(world.horizon):
-            actions, end = operator.act()
-            success = world.achieved()[np.arange(world.n), slots]
-            for i in np.flatnonzero(end & ~ended & todo & success):
-                demo = recording.cut(i, t)
-                save_demo(folder / names[i], demo, "kitchen", mine, "operator", tasks[i])
-                todo[i] = False
-            ended |= end
-            recording.step(actions)
-        world.reset()
-        operator.begin(np.arange(world.n))
-
-
 # --------------------------------------------------------------------------------------------
 # Either world as a gymnasium.Env, so that any other library can train here
 # --------------------------------------------------------------------------------------------
@@ -1284,11 +1344,10 @@ def gym(world="stack", **options):
     check(world in WORLDS, f"world is {world!r}; it is one of {', '.join(WORLDS)}")
     inner, spaces = WORLDS[world](n=1, **options), gymnasium.spaces
 
-    def see():
+    def see(image):
         """The kitchen's policies see the pose beside the image, as in the paper."""
-        image = inner.observe()[0]
         with_pose = world == "kitchen" and inner.obs == "pixels"
-        return {"image": image, "pose": inner.pose()[0]} if with_pose else image
+        return {"image": image[0], "pose": inner.pose()[0]} if with_pose else image[0]
 
     def space(value):
         if isinstance(value, dict):
@@ -1298,21 +1357,22 @@ def gym(world="stack", **options):
 
     class Env(gymnasium.Env):
         metadata = {"render_modes": ["rgb_array"], "render_fps": inner.RATE}
-        render_mode = "rgb_array"
-        observation_space = space(see())
+        render_mode, begun = "rgb_array", False
+        observation_space = space(see(inner.observe()))
         action_space = spaces.Box(np.float32(inner.low), np.float32(inner.high))
 
         def reset(self, *, seed=None, options=None):
             super().reset(seed=seed)
-            if seed is not None:
-                inner.physics.seed, inner.physics.episode[:] = seed, 0
-            inner.reset()
-            return see(), {}
+            if seed is not None or not self.begun:  # unseeded, each environment draws its own
+                inner.physics.seed = int(self.np_random.integers(2**32))
+                inner.physics.episode[:] = 0
+            self.begun = True
+            return see(inner.reset()), {}
 
         def step(self, action):
-            _, reward, discount, last = inner.step(np.asarray(action)[None])
+            obs, reward, discount, last = inner.step(np.asarray(action)[None])
             ended = bool(discount[0] == 0)
-            return see(), float(reward[0]), ended, bool(last[0]) and not ended, {}
+            return see(obs), float(reward[0]), ended, bool(last[0]) and not ended, {}
 
         def render(self):
             return inner.pixels()[0]

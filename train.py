@@ -24,12 +24,12 @@ def demos(args):
             made = env.load_demos(folder, "stack", ("rewards",), count)
             rewards = np.stack([demo["rewards"] for demo in made])  # [demos, T]
             stacked = rewards[:, -1] == 1
-            frame = [np.argmax(r == 1) + 1 for r in rewards if (r == 1).any()]
+            frame = [np.flatnonzero(r != 1)[-1] + 2 for r in rewards[stacked]]  # and so it stays
             print(
                 f"{by}: {len(made)} demonstrations in {folder}, "
                 f"return {rewards.sum(1).mean():.1f} +- {rewards.sum(1).std():.1f}, "
                 f"stacked {100 * stacked.mean():.1f} %, "
-                f"at frame {np.mean(frame):.1f} +- {np.std(frame):.1f}"
+                f"at frame {np.mean(frame or [np.nan]):.1f} +- {np.std(frame or [np.nan]):.1f}"
             )
         else:
             print(f"{by}: {len(list(folder.glob('*.npz')))} demonstrations in {folder}")
@@ -65,11 +65,10 @@ def film_kitchen(args):
     tasks = env.tasks_of("test")
     mine = [[t for t in tasks if t.family == family][args.seed % 10] for family in env.FAMILIES]
     world = env.Kitchen(4, args.seed, "features", args.size, shadows=True, tasks=mine)
-    operator, films, running = env.Operator(world, args.seed), [[] for _ in mine], np.ones(4, bool)
+    operator, films = env.Operator(world, args.seed), [[] for _ in mine]
     for _ in tqdm(range(world.horizon), "kitchen", unit="frame"):
-        actions, ended = operator.act()
-        running &= ~ended
-        for i in np.flatnonzero(running):
+        actions = operator.act()
+        for i in np.flatnonzero(~operator.ended):
             films[i].append(world.pixels([i])[0])
         world.step(actions)
     return [np.stack(film) for film in films]
@@ -94,19 +93,20 @@ def save_picture(path, films):
         env.write_atomically(path, lambda file: Image.fromarray(sheet).save(file, "png"))
 
 
-def everything(args):
-    """No command: make the demonstrations of the stack world, then show them."""
-    demos(args)
-    look(args)
+COMMANDS = {"demos": demos, "look": look}
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(
         description="MetaMimic and MILI in seven readable files.", allow_abbrev=False
     )
-    parser.set_defaults(run=everything)
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add = flags.add_argument
+    add = parser.add_argument
+    add(
+        "command",
+        nargs="?",
+        choices=list(COMMANDS),
+        help="demos: make files; look: draw a picture; nothing: both",
+    )
     add(
         "--world",
         choices=list(env.WORLDS),
@@ -115,35 +115,36 @@ def parse(argv=None):
     )
     add("--demos", default="demos", metavar="DIR", help="folder of demonstration files")
     add(
-        "--count", type=int, metavar="N", help="demonstrations a person (500) or a kitchen task (4)"
+        "--count",
+        type=int,
+        metavar="N",
+        help="demonstrations of each person (500) or kitchen task (paper: 4)",
     )
     add(
         "--horizon",
         type=int,
         default=200,
         metavar="T",
-        help="steps of a stacking episode (paper: ~600)",
+        help="steps of a stacking episode (paper: some 600)",
     )
     add("--seed", type=int, default=0, help="of everything that is drawn at random")
     add("--processes", type=int, default=2, metavar="P", help="that make demonstrations")
     add("--size", type=int, default=128, help="of pictures, in pixels (papers: 128 and 100)")
     add("--out", default="look.gif", metavar="FILE", help="picture to write, .gif or .png")
-    commands = parser.add_subparsers(title="commands")
-    for run in (demos, look):
-        text = run.__doc__.splitlines()[0]
-        command = commands.add_parser(run.__name__, help=text, parents=[flags], allow_abbrev=False)
-        command.set_defaults(run=run)
     args = parser.parse_args(argv)
-    if args.run is everything:
-        args = flags.parse_args([], args)
+    for flag in ("count", "processes"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            parser.error(f"--{flag} is {value}; expected 1 or more")
     return args
 
 
 def main(argv=None):
     args = parse(argv)
     try:
-        args.run(args)
-    except (ValueError, ImportError, OSError) as error:
+        for command in [args.command] if args.command else COMMANDS:
+            COMMANDS[command](args)
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise SystemExit(f"train.py: {error}") from None
 
 

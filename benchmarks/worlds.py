@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from time import perf_counter
 
 os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
@@ -27,8 +28,7 @@ def play(world, demonstrator, steps):
     """What the demonstrator does: the first state, and each step's actions and controls."""
     first, actions, controls = world.get_state(), [], []
     for _ in range(steps):
-        act = demonstrator.act()
-        actions.append(act[0] if isinstance(act, tuple) else act)
+        actions.append(demonstrator.act())
         world.step(actions[-1])
         controls.append(world.physics.batch.ctrl.copy())
     return first, actions, controls
@@ -68,26 +68,31 @@ def frames_a_second(states, size, shadows=False):
     return N / np.median(seconds)
 
 
-def gl_frames_a_second(size):
-    """mujoco.Renderer at work on the stack world, measured in a process of its own."""
-    code = f"""
-import mujoco, numpy as np, env
+GL = """
+import sys, mujoco, numpy as np, env
 from time import perf_counter
-world = env.Stack(1)
-data, seconds = mujoco.MjData(world.model), []
-with mujoco.Renderer(world.model, {size}, {size}) as renderer:
-    for state in np.load({str(os.environ["WORLDS_STATES"])!r})[:60]:
+world, seconds = env.Stack(1), []
+data = mujoco.MjData(world.model)
+with mujoco.Renderer(world.model, int(sys.argv[2]), int(sys.argv[2])) as renderer:
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+    for state in np.load(sys.argv[1]):
         data.qpos = state[1 : 1 + world.model.nq]
-        start = perf_counter()
         mujoco.mj_forward(world.model, data)
+        start = perf_counter()
         renderer.update_scene(data, "front")
         renderer.render()
         seconds.append(perf_counter() - start)
 print(1 / np.median(seconds))
 """
-    backend = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, env=os.environ | backend, capture_output=True, text=True)
+
+
+def gl_frames_a_second(states, size):
+    """mujoco.Renderer without shadows, in a process of its own; None if there is no driver."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/states.npy", states)
+        run = [sys.executable, "-c", GL, f"{folder}/states.npy", str(size)]
+        variables = os.environ | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
+        done = subprocess.run(run, env=variables, capture_output=True, text=True)
     return float(done.stdout) if done.returncode == 0 else None
 
 
@@ -117,10 +122,8 @@ def main():
     result["camera_fps_64"] = frames_a_second(states, 64)
     result["camera_fps_64_shadows"] = frames_a_second(states, 64, shadows=True)
     result["camera_fps_128"] = frames_a_second(states, 128)
-    os.environ["WORLDS_STATES"] = "/tmp/worlds_states.npy"
-    np.save(os.environ["WORLDS_STATES"], np.concatenate(states)[::8])
-    result["gl_fps_64"], result["gl_fps_128"] = gl_frames_a_second(64), gl_frames_a_second(128)
-    os.remove(os.environ["WORLDS_STATES"])
+    result["gl_fps_64"] = gl_frames_a_second(np.concatenate(states)[::8], 64)
+    result["gl_fps_128"] = gl_frames_a_second(np.concatenate(states)[::8], 128)
     result = {key: None if v is None else round(float(v), 3) for key, v in result.items()}
     print(json.dumps(result))
 

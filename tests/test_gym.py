@@ -52,3 +52,9 @@ def test_without_gymnasium_it_says_what_to_install(monkeypatch):
 def test_an_unknown_world_is_named():
     with pytest.raises(ValueError, match="'garden'; it is one of stack, kitchen"):
         env.gym("garden")
+
+
+def test_environments_without_a_seed_differ():
+    pytest.importorskip("gymnasium")
+    first = [env.gym("stack").reset()[0] for _ in range(2)]
+    assert (first[0] != first[1]).any()

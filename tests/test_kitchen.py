@@ -101,7 +101,7 @@ def test_scenes_side_by_side_are_as_each_alone():
     for one, state in zip(alone, states, strict=True):
         one.set_state(state[None])
     for _ in range(15):
-        actions, _ = operator.act()
+        actions = operator.act()
         world.step(actions)
         for one, action in zip(alone, actions, strict=True):
             one.step(action[None])
@@ -123,12 +123,26 @@ def test_new_tasks_for_some_leave_the_others_where_they_are():
     np.testing.assert_array_equal(world.get_state([1]), fresh.get_state())
 
 
+def test_robots_and_episodes_are_all_different():
+    world = Kitchen(4, tasks=[ALL[0]] * 4, obs="features")
+    first = world.get_state()[:, 1:32]
+    world.reset()
+    every = np.concatenate([first, world.get_state()[:, 1:32]])
+    assert len({row.tobytes() for row in every}) == 8
+
+
+def test_the_operator_does_not_draw_what_the_world_drew():
+    world = Kitchen(100, tasks=[ALL[0]] * 100, obs="features")
+    speed, place = Operator(world).script[:, 0, 5], world.place[:, :, 0]
+    assert max(abs(np.corrcoef(speed, x)[0, 1]) for x in place.T) < 0.4
+
+
 def test_an_episode_goes_on_from_its_middle_with_its_memory():
     task = next(t for t in ALL if t.family == "press")
     world = world_of(task)
     operator = Operator(world)
     while not world.achieved()[0, task.slot]:
-        world.step(operator.act()[0])
+        world.step(operator.act())
     again = world_of(task, seed=7)
     again.set_state(world.get_state())
     assert again.achieved()[0, task.slot]  # though the button has long come up again
@@ -141,7 +155,7 @@ def test_an_episode_goes_on_from_its_middle_with_its_memory():
 
 def test_the_servo_goes_to_the_pose_but_not_at_once():
     world = world_of(ALL[0])
-    there = np.array([[0.1, 0.1, 0.25, 0.2, -0.2, 1.0, 0.2]])
+    there = np.array([[0.1, 0.1, 0.25, 0.2, -0.2, 1.3, 0.2]])
     start, steps = world.pose()[0], []
     for _ in range(12):
         before = world.pose()[0]
@@ -167,13 +181,13 @@ def test_images_and_features():
 def test_the_operator_succeeds_in_97_of_100_episodes(family):
     tasks = [task for task in ALL if task.family == family]  # 150
     world = Kitchen(len(tasks), seed=1, tasks=tasks, obs="features")
-    operator, slots = Operator(world), [task.slot for task in tasks]
+    operator = Operator(world)
     done, ended = np.zeros(world.n, bool), np.zeros(world.n, bool)
     for _ in range(world.horizon):
-        actions, end = operator.act()
-        new = end & ~ended
-        done[new] = world.achieved()[np.arange(world.n), slots][new]
-        ended |= end
+        actions = operator.act()
+        new = operator.ended & ~ended
+        done[new] = world.succeeded()[new]
+        ended |= operator.ended
         world.step(actions)
     assert done.mean() >= 0.97
 
@@ -223,7 +237,7 @@ def test_pressing_the_other_button_is_another_task():
     operator = Operator(world)
     operator.slot[0] = ("press", 1 - button)
     for _ in range(20):
-        _, reward, _, _ = world.step(operator.act()[0])
+        _, reward, _, _ = world.step(operator.act())
     assert achieved(world) == {("press", 1 - button)}
     assert reward == [0]  # not what was asked for
     assert world.useful() == [True]  # but useful
@@ -231,20 +245,20 @@ def test_pressing_the_other_button_is_another_task():
 
 def run_until(world, operator, phase):
     while operator.phase[0] < phase:
-        world.step(operator.act()[0])
+        world.step(operator.act())
 
 
 def test_grasp_means_held_5_cm_up():
     world, _, (thing,) = stage_scene("grasp")
     operator = Operator(world)
     run_until(world, operator, 3)
-    assert world.held[0, thing] > 0  # gripped, not lifted
+    assert world.touching()[0, 1:3, thing].all()  # gripped, not lifted
     assert not achieved(world)
     height = []
     while operator.phase[0] == 3 and len(height) < 30:
         height.append(world.place[0, thing, 2])
         assert (("grasp", thing) in achieved(world)) == (height[-1] > 0.05)
-        world.step(operator.act()[0])
+        world.step(operator.act())
     assert min(height) < 0.05 < max(height)
     wide = hold(world)
     wide[0, 6] = 0.9
@@ -256,6 +270,27 @@ def test_grasp_means_held_5_cm_up():
 def test_in_the_air_without_a_hand_is_not_grasped():
     world, _, (thing,) = stage_scene("grasp")
     rearrange(world, {thing: [0.15, 0.1, 0.15]})
+    assert not achieved(world)
+
+
+def test_pressing_on_it_where_it_stands_on_another_is_not_grasped():
+    solid = ("jar", "can", "carton")
+    kinds = lambda t: [kitchenware()[o].kind in solid for o in scenes()[t.scene].objects]
+    world, task, (thing,) = stage_scene("grasp", lambda t: sum(kinds(t)) >= 2)
+    under = next(k for k in range(3) if k != thing and kinds(task)[k])
+    for height in np.arange(0.2, 0.05, -0.0004):  # set it down on the other one
+        rearrange(world, {thing: [0, -0.06, height], under: [0, -0.06, 0]})
+        if world.touching()[0, 4, thing + under - 1]:
+            break
+    state = world.get_state()
+    state[0, 7:9] = 0  # closed jaws
+    for z in np.arange(0.33, 0.05, -0.0004):  # and press on it
+        state[0, 1:4] = 0, -0.06, z
+        world.set_state(state)
+        if world.touching()[0, 1:3, thing].all():
+            break
+    assert world.touching()[0, 1:3, thing].all()
+    assert world.place[0, thing, 2] - world.start[0, 3 * thing + 2] > 0.05
     assert not achieved(world)
 
 
@@ -287,6 +322,21 @@ def test_pushed_means_slid_4_cm_to_the_other():
     start = world.start[0].reshape(3, 3)
     rearrange(world, {i: start[i] + [0.041, 0, 0]}, {pair: 1})
     assert achieved(world) == {("push", i, j)}
+
+
+def test_two_millimetres_beside_is_not_touching():
+    world, i, j, _ = push_scene()
+    start, seen = world.start[0].reshape(3, 3), []
+    for gap in np.arange(0.2, 0, -0.0005):  # from afar, half a millimetre at a time
+        rearrange(world, {j: start[j], i: start[j] + [gap, 0, 0]})
+        distance = world.contacts[0, 4, i + j - 1]
+        if distance[0]:
+            seen.append(distance[1])
+            assert world.touching()[0, 4, i + j - 1] == (distance[1] < 1e-3)
+        if seen and seen[-1] < 0:
+            break
+    assert max(seen) > 0.002  # it was noticed before it touched
+    assert min(seen) < 0
 
 
 def flat_place():
@@ -327,19 +377,37 @@ def test_not_placed_while_it_is_held_there():
     shut = operator.script[0, 5].copy()
     for _ in range(15):
         operator.script[0, 6:, 4] = 0  # do not let go
-        world.step(operator.act()[0])
-        if world.held[0, i] and world.touch[0, i + j - 1]:
+        operator.script[0, 5, 3] = 0.004  # and press it down
+        world.step(operator.act())
+        if world.touching()[0, 0, i] and world.touching()[0, 4, i + j - 1]:
             held_there += 1
         assert ("place", i, j) not in achieved(world)
     assert shut[4] == 0
     assert held_there > 0
 
 
+def test_not_placed_under_it():
+    world, i, j, on = flat_place()
+    x, y, _ = on
+    for height in np.arange(0.14, 0, -0.0004):  # the tray comes down on the jar
+        rearrange(world, {i: [x, y, 0], j: [x, y, height]}, {RISE + i: 0.1})
+        if world.touching()[0, 4, i + j - 1]:
+            break
+    assert world.touching()[0, 3, i]
+    assert ("place", i, j) not in achieved(world)
+
+
 def test_only_what_makes_sense_counts():
-    world, i, j, _ = flat_place()
-    back = SLOTS.index(("place", j, i))
-    assert not scenes()[world.tasks[0].scene].allowed[back]
-    assert not world.allowed()[0, back]
+    """Where a spoon lies, sliding it to something is no task, though all else be fulfilled."""
+    spoon = lambda t: "spoon" in [kitchenware()[o].kind for o in scenes()[t.scene].objects]
+    world, task, _ = stage_scene("press", spoon)
+    kinds = [kitchenware()[o].kind for o in scenes()[task.scene].objects]
+    i = kinds.index("spoon")
+    j = (i + 1) % 3
+    start = world.start[0].reshape(3, 3)
+    rearrange(world, {i: start[i] + [0.05, 0, 0]}, {TOUCHED + i + j - 1: 1})
+    assert not world.allowed()[0, SLOTS.index(("push", i, j))]
+    assert ("push", i, j) not in achieved(world)
 
 
 # -- bad input
@@ -371,5 +439,25 @@ def test_bad_states_and_options_are_refused():
         Kitchen(1, horizon=51)
     with pytest.raises(ValueError, match="2 tasks for 1 robot"):
         world.reset(tasks=ALL[:2])
-    with pytest.raises(ValueError, match="one robot or more"):
+    with pytest.raises(ValueError, match="n is 0; expected a whole number"):
         Kitchen(0)
+    with pytest.raises(ValueError, match="size is 500"):
+        Kitchen(1, size=500, obs="features")
+    with pytest.raises(ValueError, match="0 tasks for 1 robot"):
+        Kitchen(1, tasks=[])
+
+
+def test_a_task_that_is_none_is_refused_and_changes_nothing():
+    world = world_of(ALL[0])
+    before = world.get_state()
+    senseless = int(np.flatnonzero(~scenes()[0].allowed)[0])
+    for task, fault in (
+        ((999, 0), "scene is 999; expected a whole number from 0 to 169"),
+        ((-1, 0), "scene is -1"),
+        ((0, 17), "slot is 17"),
+        ((0, senseless), "makes no sense in scene 0"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            world.reset([0], [task])
+    assert world.tasks == [ALL[0]]
+    np.testing.assert_array_equal(world.get_state(), before)
