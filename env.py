@@ -7,7 +7,8 @@ families of figure 4, the filter F of section III.
     python train.py look --out look.gif      python -m benchmarks.worlds      env.gym("stack")
 
 Both worlds hold n robots in one process: observations, rewards and actions are [n, ...].  Physics
-is MuJoCo's; a state is a row of numbers from which an episode goes on bit for bit.
+is MuJoCo's; a state is a row of numbers from which an episode goes on bit for bit.  So do seeds
+repeat an episode; people's motions may differ in the last bits between kinds of processors.
 
 Departures from the papers, and what they leave open:
  1. Stage rewards 0.125, 0.25 and 1 are those of Popov et al. 2017 (same lab, arm and actions); the
@@ -15,8 +16,9 @@ Departures from the papers, and what they leave open:
  2. Episodes have 200 steps unless told otherwise, for small machines.  The paper's returns (355
     and 285) fit some 600, where our people take their time and come near them.
  3. The arm is made of primitive shapes; gravity is compensated, as the real controller does;
-    fingers 2 and 3 push half as hard, so that a block is not shoved aside; the arm does not
-    collide with itself.  An action of 1 is the joint's speed limit, for fingers 1.2 rad/s.
+    fingers 2 and 3 are half as strong and half as stiff, so that a block is not shoved aside; the
+    arm does not collide with itself.  An action of 1 is the joint's speed limit, for fingers
+    1.2 rad/s.  Physics steps of 5 ms and contacts of 10 ms, for speed.
  4. People are scripts, with a position controller and tremor, not humans with a SpaceNavigator;
     the kitchen's operator is one, not a human with a headset.
  5. Cameras cast rays: the same bytes everywhere, no OpenGL.  Where they stand is ours.
