@@ -444,8 +444,8 @@ PEOPLE = {  # each number is a range from which every episode draws
         "side": (-20, 60),  # from which to come in, degrees
         "reach": (0.05, 0.09),  # how far to that side, m
         "arc": (0.05, 0.08),  # how high, m
-        "speed": (0.09, 0.28),  # m/s
-        "care": (0.034, 0.11),  # speed near the blocks
+        "speed": (0.085, 0.27),  # m/s
+        "care": (0.031, 0.1),  # speed near the blocks
         "pause": (0, 5),  # steps of hesitation
         "regrip": 0.05,  # how often a second grip is taken
         "tremor": 0.003,  # m/s
@@ -455,7 +455,7 @@ PEOPLE = {  # each number is a range from which every episode draws
         "reach": (0.07, 0.12),
         "arc": (0.08, 0.12),
         "speed": (0.11, 0.28),
-        "care": (0.052, 0.13),
+        "care": (0.05, 0.12),
         "pause": (0, 6),
         "regrip": 0.4,
         "tremor": 0.008,

@@ -426,7 +426,8 @@ def test_bad_states_are_refused_and_change_nothing(world):
     np.testing.assert_array_equal(world.get_state(), before)
 
 
-def test_physics_that_diverges_is_reported_not_hidden(world):
+def test_physics_that_diverges_is_reported_not_hidden(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
     world.reset()
     world.physics.qvel[1, 12] = 1e12
     with pytest.raises(FloatingPointError, match="robot 1 diverged"):
