@@ -496,7 +496,7 @@ class Person:
         for i in ids:
             rng = np.random.default_rng((1 + self.name, self.seed, i, self.episode[i]))
             self.script[i] = self._draw_script(rng)
-            shake = rng.normal(size=self.tremor[i].shape) * self.style["tremor"]
+            shake = rng.normal(size=self.tremor[i].shape) * self.style["tremor"] / self.pace**0.2
             for before, now in zip(shake[:-1], shake[1:], strict=True):
                 now += 0.9 * before
             self.tremor[i] = shake
