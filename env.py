@@ -229,12 +229,18 @@ class Physics:
         if bad.any():
             raise FloatingPointError(f"the physics of robot {np.flatnonzero(bad)[0]} diverged")
 
-    def picture(self, camera, state, out):
-        """Draw a state into out."""
-        self.scratch.qpos = state[1 : 1 + self.model.nq]
-        self.scratch.mocap_pos = state[self.motion : self.state_size].reshape(-1, 3)
-        mujoco.mj_kinematics(camera.model, self.scratch)
-        out[:] = camera.image(self.scratch)
+    def pictures(self, cameras, states, size):
+        """Any states, as their cameras see them.  [k, size, size, 3] uint8"""
+        states, expected = np.asarray(states), (len(cameras), self.state_size)
+        good = states.shape[:1] == expected[:1] and states.shape[1:] >= expected[1:]
+        check(good, f"states have shape {states.shape}, expected {expected} or wider")
+        images = np.empty((len(states), size, size, 3), np.uint8)
+        for image, camera, state in zip(images, cameras, states, strict=True):
+            self.scratch.qpos = state[1 : 1 + self.model.nq]
+            self.scratch.mocap_pos = state[self.motion : self.state_size].reshape(-1, 3)
+            mujoco.mj_kinematics(camera.model, self.scratch)
+            image[:] = camera.image(self.scratch)
+        return images
 
     @property
     def t(self):
@@ -395,11 +401,7 @@ class Stack:
 
     def render(self, states):
         """Images of any states, a demonstration's for instance.  [k, size, size, 3] uint8"""
-        size = self.camera.size
-        images = np.empty((len(states), size, size, 3), np.uint8)
-        for image, state in zip(images, states, strict=True):
-            self.physics.picture(self.camera, state, image)
-        return images
+        return self.physics.pictures([self.camera] * len(states), states, self.camera.size)
 
     # -- what it does
 
@@ -871,11 +873,8 @@ class Kitchen:
 
     def render(self, states, tasks):
         """Images of any states of these tasks' scenes.  [k, size, size, 3] uint8"""
-        images = np.empty((len(states), self.size, self.size, 3), np.uint8)
-        for image, state, task in zip(images, states, tasks, strict=True):
-            camera = scene_camera(task.scene, self.size, self.shadows)
-            self.physics.picture(camera, state, image)
-        return images
+        cameras = [scene_camera(task.scene, self.size, self.shadows) for task in tasks]
+        return self.physics.pictures(cameras, states, self.size)
 
     # -- what it does
 

@@ -83,7 +83,7 @@ def test_the_kitchens_camera_shows_objects_in_their_colours():
     world = env.Kitchen(1, tasks=env.tasks_of("train")[:1], size=100)
     model = env.scene_model(0)
     shown = env.scene_camera(0, 100, False)
-    world.physics.picture(shown, world.get_state()[0], np.zeros((100, 100, 3)))
+    world.physics.pictures([shown], world.get_state(), 100)
     seen = set(shown._cast(world.physics.scratch, shown.eye, shown.rays, static=True)[0].tolist())
     for name in ("object_0", "object_1", "object_2", "cap_0", "cap_1", "gripper"):
         body = model.body(name).id
@@ -107,7 +107,7 @@ AGREEMENT = """
 import mujoco, numpy as np, env
 
 def agree(world, camera, state):
-    world.physics.picture(camera, state, np.zeros((128, 128, 3)))
+    world.physics.pictures([camera], [state], 128)
     data = world.physics.scratch
     ours, _, _ = camera._cast(data, camera.eye, camera.rays, static=True)
     mujoco.mj_forward(camera.model, data)

@@ -273,11 +273,11 @@ def test_a_hostile_file_is_refused_at_once_by_name(name, folder, tmp_path, monke
         for member, data in (members | spoilt).items():
             if data is not None:
                 bad.writestr(member, data)
-    refused_quickly(path, fault)
+    check_refused_at_once(path, fault)
     assert not (tmp_path / "sprung").exists()
 
 
-def refused_quickly(path, fault):
+def check_refused_at_once(path, fault):
     tracemalloc.start()
     start = perf_counter()
     with pytest.raises(ValueError, match=fault) as error:
@@ -294,7 +294,7 @@ def refused_quickly(path, fault):
 def test_a_truncated_file_is_refused(left, folder, tmp_path):
     path = tmp_path / "cut.npz"
     path.write_bytes((folder / "A" / "0000.npz").read_bytes()[:left])
-    refused_quickly(path, "truncated, damaged or no demonstration")
+    check_refused_at_once(path, "truncated, damaged or no demonstration")
 
 
 def test_a_flipped_bit_is_noticed(folder, tmp_path):
@@ -302,7 +302,7 @@ def test_a_flipped_bit_is_noticed(folder, tmp_path):
     data[2_000] ^= 1  # inside the states
     path = tmp_path / "flipped.npz"
     path.write_bytes(data)
-    refused_quickly(path, "flipped.npz")
+    check_refused_at_once(path, "flipped.npz")
 
 
 def test_what_is_no_file_or_a_plain_pickle_is_refused(tmp_path):
@@ -310,10 +310,10 @@ def test_what_is_no_file_or_a_plain_pickle_is_refused(tmp_path):
         env.load_demo(tmp_path / "none.npz", "stack")
     path = tmp_path / "pickle.npz"
     path.write_bytes(pickle.dumps(Trap()))
-    refused_quickly(path, "no small .npz archive")
+    check_refused_at_once(path, "no small .npz archive")
     path.write_bytes(b"")
     os.truncate(path, 200_000_000)
-    refused_quickly(path, "larger than 20 MB")
+    check_refused_at_once(path, "larger than 20 MB")
 
 
 def test_a_directory_of_countless_entries_is_not_even_read(tmp_path):
@@ -321,7 +321,7 @@ def test_a_directory_of_countless_entries_is_not_even_read(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for k in range(20_000):
             archive.writestr(str(k), b"")
-    refused_quickly(path, "no small .npz archive")
+    check_refused_at_once(path, "no small .npz archive")
 
 
 def test_a_fortran_ordered_array_is_saved_in_its_own_order(folder, tmp_path):
