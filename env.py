@@ -184,13 +184,13 @@ class Physics:
     def __init__(self, model, n, seed, rate, substeps):
         self.n, self.seed = whole("n", n, 1, 100_000), whole("seed", seed, 0, 2**32 - 1)
         self.model, self.rate, self.substeps = model, rate, substeps
-        self.batch = Batch(model, n, nthread=1, persistent=True)
+        self.batch = Batch(model, self.n, nthread=1, persistent=True)
         self.time, self.qpos, self.qvel = (self.batch.bind(x) for x in ("time", "qpos", "qvel"))
         self.mocap = self.batch.bind("mocap_pos")
         self.scratch = mujoco.MjData(model)  # where a state is laid out for the camera
         self.motion = 1 + model.nq + 2 * model.nv  # time, qpos, qvel, qacc_warmstart
         self.state_size = self.motion + 3 * model.nmocap
-        self.episode = np.zeros(n, np.int64)  # episodes begun by each simulation
+        self.episode = np.zeros(self.n, np.int64)  # episodes begun by each simulation
 
     def ids(self, ids):
         """Numbers of robots, from numbers, from a mask, or all of them."""

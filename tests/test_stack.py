@@ -392,6 +392,11 @@ def test_a_world_that_cannot_be_says_what_could(options, message):
         Stack(**options)
 
 
+def test_whole_numbers_of_any_type_will_do():
+    world = Stack(np.int64(2), seed=np.uint8(3), size=np.int32(48), horizon=np.int16(5))
+    assert (world.n, world.horizon, world.step(np.zeros((2, 9)))[1].shape) == (2, 5, (2,))
+
+
 def test_bad_actions_are_refused_and_change_nothing(world):
     world.reset()
     before = world.get_state()
