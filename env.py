@@ -779,13 +779,14 @@ class Kitchen:
     HOME = np.array([0, -0.06, 0.2, 0, 0, 0, 0.6])
     REACH = np.array([0.06, 0.06, 0.06, 0.5, 0.5, 0.5, 0.5])  # of a step
     JAW = np.array([1, 1, 1, 1, 1, 1, 0.05])  # each jaw opens 5 cm a radian of finger angle
+    LOOKS = 10  # at what happens, in a step: things touch for an instant
     DEPTH = 0.009  # of the caps' 12 mm, at which a button counts as pressed
 
     def __init__(self, n=1, seed=0, obs="pixels", size=64, shadows=False, tasks=None, horizon=50):
         check(obs in ("features", "pixels"), f"obs is {obs!r}; it is 'features' or 'pixels'")
         self.obs, self.horizon = obs, whole("horizon", horizon, 1, 50)
         self.size, self.shadows = whole("size", size, 32, 256), shadows
-        self.physics = Physics(scene_model(0), n, seed, self.RATE, substeps=20)
+        self.physics = Physics(scene_model(0), n, seed, self.RATE, substeps=20 // self.LOOKS)
         self.low, self.high = scene_model(0).actuator_ctrlrange.T / self.JAW
         self.n = n = self.physics.n
         self.tasks = [Task(0, 0)] * n
@@ -887,11 +888,12 @@ class Kitchen:
         actions = check_actions(actions, self.n, self.low, self.high)
         pose = self.physics.qpos[:, :7] / self.JAW
         near = pose + np.clip(actions - pose, -self.REACH, self.REACH)
-        self.physics.step(np.clip(near, self.low, self.high) * self.JAW)
-        caps = self.physics.qpos[:, 29:]
-        self.rise[:] = np.maximum(self.rise, self.place[:, :, 2] - self.start[:, 2::3])
-        self.depth[:] = np.maximum(self.depth, caps)
-        self.touched[:] = np.maximum(self.touched, self.touching()[:, 4])
+        for _ in range(self.LOOKS):
+            self.physics.step(np.clip(near, self.low, self.high) * self.JAW)
+            caps = self.physics.qpos[:, 29:]
+            self.rise[:] = np.maximum(self.rise, self.place[:, :, 2] - self.start[:, 2::3])
+            self.depth[:] = np.maximum(self.depth, caps)
+            self.touched[:] = np.maximum(self.touched, self.touching()[:, 4])
         reward = self.succeeded().astype(float)
         return self.observe(), reward, np.ones(self.n), self.t >= self.horizon
 
