@@ -779,7 +779,7 @@ class Kitchen:
     HOME = np.array([0, -0.06, 0.2, 0, 0, 0, 0.6])
     REACH = np.array([0.06, 0.06, 0.06, 0.5, 0.5, 0.5, 0.5])  # of a step
     JAW = np.array([1, 1, 1, 1, 1, 1, 0.05])  # each jaw opens 5 cm a radian of finger angle
-    LOOKS = 5  # at what touches, in a step: things may touch for an instant
+    LOOKS = 2  # at what touches, in a step: things may touch for an instant
     DEPTH = 0.009  # of the caps' 12 mm, at which a button counts as pressed
 
     def __init__(self, n=1, seed=0, obs="pixels", size=64, shadows=False, tasks=None, horizon=50):
