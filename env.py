@@ -889,10 +889,9 @@ class Kitchen:
         pose = self.physics.qpos[:, :7] / self.JAW
         near = pose + np.clip(actions - pose, -self.REACH, self.REACH)
         ctrl = np.clip(near, self.low, self.high) * self.JAW
-        count, distance = np.moveaxis(self.contacts[:, 4], -1, 0)  # of pairs of objects
         for _ in range(self.LOOKS):
             self.physics.step(ctrl)
-            self.touched[(count > 0) & (distance < 1e-3)] = 1
+            self.touched[self.touching()[:, 4]] = 1
         self.rise[:] = np.maximum(self.rise, self.place[:, :, 2] - self.start[:, 2::3])
         self.depth[:] = np.maximum(self.depth, self.physics.qpos[:, 29:])
         reward = self.succeeded().astype(float)
