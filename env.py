@@ -1381,3 +1381,52 @@ def gym(world="stack", **options):
             return inner.pixels()[0]
 
     return Env()
+
+
+class Gymnasium:
+    """n environments of another library behind our worlds' face: Gymnasium("Pendulum-v1", n=4).
+
+    Actions and observations must be boxes. Their state cannot be read, so that it is not saved.
+    """
+
+    def __init__(self, name, n=1, seed=0, horizon=None):
+        try:
+            import gymnasium
+        except ImportError:
+            message = f"{name} needs gymnasium: pip install 'gymnasium[mujoco]'"
+            raise ImportError(message) from None
+        self.n, self.seed = whole("n", n, 1, 1000), whole("seed", seed, 0, 2**32 - 1)
+        try:
+            self.envs = [gymnasium.make(name, max_episode_steps=horizon) for _ in range(n)]
+        except gymnasium.error.Error as error:
+            raise ValueError(f"gymnasium cannot make {name}: {error}") from None
+        space = self.envs[0].action_space
+        boxes = all(isinstance(s, gymnasium.spaces.Box) for s in (space, self._space()))
+        check(boxes, f"{name} has other actions or observations than boxes of numbers")
+        good = space.is_bounded() and len(space.shape) == len(self._space().shape) == 1
+        check(good, f"{name}: expected bounded actions and one row of observations")
+        self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self.horizon = self.envs[0].spec.max_episode_steps
+        self.episode, self.obs = np.zeros(n, np.int64), np.zeros((n, *self._space().shape), "f4")
+        self.reset()
+
+    def _space(self):
+        return self.envs[0].observation_space
+
+    def observe(self):
+        return self.obs.copy()
+
+    def reset(self, ids=None):
+        ids = np.arange(self.n)[slice(None) if ids is None else ids]
+        self.episode[ids] += 1
+        for i in ids:
+            seed = np.random.SeedSequence((0, self.seed, i, self.episode[i])).generate_state(1)[0]
+            self.obs[i] = self.envs[i].reset(seed=int(seed))[0]
+        return self.obs[ids]
+
+    def step(self, actions):
+        reward, discount, last = np.zeros(self.n), np.ones(self.n), np.zeros(self.n, bool)
+        for i, (one, action) in enumerate(zip(self.envs, actions, strict=True)):
+            self.obs[i], reward[i], ended, late, _ = one.step(np.float32(action))
+            discount[i], last[i] = 1 - ended, ended or late
+        return self.observe(), reward, discount, last

@@ -3,14 +3,30 @@
 python train.py                          make demonstrations of both people and show them
 python train.py demos --world kitchen    make demonstration files
 python train.py look --out look.gif      show a world: A beside B, or each family of tasks
+python train.py d4pg --task reach        train D4PG; --help after any command shows its flags
+python train.py d4pg --resume runs/reach go on with a run that was stopped, or killed
+
+A run is a folder: config.json, metrics.csv, and the last two checkpoints, memory included.
 """
 
 import argparse
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import pickle
+import signal
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+import d4pg
 import env
 
 
@@ -93,58 +109,288 @@ def save_picture(path, films):
         env.write_atomically(path, lambda file: Image.fromarray(sheet).save(file, "png"))
 
 
-COMMANDS = {"demos": demos, "look": look}
+# --------------------------------------------------------------------------------------------
+# Runs: their folders, checkpoints and logs
+# --------------------------------------------------------------------------------------------
+
+
+def train(args):
+    """Train until all steps are taken, --minutes are over, or Ctrl-C: then save."""
+    config, folder = open_run(args)
+    clock, run = time.monotonic(), ALGORITHMS[config.algorithm](config)  # bad input ends here
+    with only_user(folder), Stop() as stop:
+        text = json.dumps(vars(config), indent=1)
+        env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
+        size, count = run.items.shared.bytes, config.capacity
+        tqdm.write(f"{folder}: {count:,} items take {size / 1e9:.2f} GB of shared memory")
+        try:
+            state = load_newest(folder, run) if args.resume else None
+            log = Log(folder, args.tensorboard, state)
+            run.start(state)
+            loop(run, folder, log, config, stop, clock)
+        finally:
+            run.close()
+    print(f"{folder}: {run.steps:,} steps, {run.updates:,} updates, {final(folder)}")
+
+
+def loop(run, folder, log, config, stop, clock):
+    """Rounds of acting and learning, with a row, an evaluation or a checkpoint when it is time."""
+    bar = tqdm(total=config.steps, initial=run.steps, unit="step", smoothing=0.05, mininterval=0.5)
+    begun, saved = (time.monotonic(), run.steps, run.updates), time.monotonic()
+    with bar:
+        while not (run.finished() or stop.asked):
+            run.round()
+            bar.update(run.steps - bar.n)
+            now = time.monotonic()
+            if run.steps >= log.next_row:
+                rates = [
+                    (x - y) / (now - begun[0]) for x, y in zip((run.steps, run.updates), begun[1:])
+                ]
+                row = log.row(run, config, rates, now - clock)
+                shown = {k: row[k] for k in ("return", "eval_return", "updates_per_s") if k in row}
+                bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if v == v})
+                begun = now, run.steps, run.updates
+            if now - saved > 60 * config.save_minutes:
+                save(folder, run, log)
+                saved = time.monotonic()
+            if config.minutes and now - clock > 60 * config.minutes:
+                break
+    save(folder, run, log)
+
+
+def final(folder):
+    with open(folder / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["eval_return"] not in ("", "nan")]
+    return f"return {float(rows[-1]['eval_return']):.4g}" if rows else "never evaluated"
+
+
+def open_run(args):
+    """The configuration, of a new folder or of the run that is to go on."""
+    if args.resume:
+        folder = Path(args.resume)
+        env.check((folder / "config.json").exists(), f"--resume {folder}: there is no run")
+        config = json.loads((folder / "config.json").read_text())
+        env.check(
+            config["algorithm"] == args.command, f"{folder} is a run of {config['algorithm']}"
+        )
+        for name in args.given - {"resume", "command", "tensorboard", "preset", "out"}:
+            good = name in MAY_CHANGE or config[name] == getattr(args, name)
+            env.check(good, f"--{name} is {config.get(name)} in {folder}; begin a new run instead")
+            config[name] = getattr(args, name)
+    else:
+        names = [*d4pg.FLAGS, *RUN_FLAGS]
+        config = {"algorithm": args.command} | {name: getattr(args, name) for name in names}
+        name = config["env"].split(":")[-1].replace("/", "-")
+        name = config["task"] if name == "stack" else name
+        folder = Path(args.out or f"runs/{args.command}-{name}-{config['seed']}")
+        taken = folder.exists() and any(folder.iterdir())
+        env.check(
+            not taken, f"{folder} is not empty: --resume {folder} goes on, --out takes another"
+        )
+    return SimpleNamespace(**config), folder
+
+
+@contextlib.contextmanager
+def only_user(folder):
+    """A run has one user; the lock goes with its process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder} is in use by another process") from None
+        yield
+
+
+class Stop:
+    """Ctrl-C: the first asks to stop and save, the second leaves at once."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self.ask)
+        return self
+
+    def ask(self, *_):
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+        print("\nstopping: saving a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self.before)
+
+
+class Log:
+    """metrics.csv, and TensorBoard if asked for."""
+
+    NAMES = ("steps", "updates", "ratio", "episodes", "return", *d4pg.METRICS, "eval_return",
+             "eval_std", "steps_per_s", "updates_per_s", "seconds")  # fmt: skip
+
+    def __init__(self, folder, tensorboard, state=None):
+        self.path, state = folder / "metrics.csv", (state or {}).get("log", {})
+        self.rows, self.seconds = state.get("rows", 0), state.get("seconds", 0.0)
+        self.next_row, self.next_eval = state.get("next_row", 0), state.get("next_eval", 0)
+        lines = self.path.read_text().splitlines()[1 : 1 + self.rows] if self.rows else []
+        text = "\n".join([",".join(self.NAMES), *lines, ""])  # without rows after the checkpoint
+        env.write_atomically(self.path, lambda file: file.write(text.encode()))
+        self.board = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ImportError("--tensorboard needs: pip install tensorboard") from None
+            self.board = SummaryWriter(folder)
+
+    def state(self):
+        return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval")}
+
+    def row(self, run, config, rates, seconds):
+        row = run.row() | {"steps_per_s": rates[0], "updates_per_s": rates[1]}
+        self.next_row = (run.steps // config.log_every + 1) * config.log_every
+        if run.steps >= self.next_eval or run.finished():
+            self.next_eval = (run.steps // config.eval_every + 1) * config.eval_every
+            returns = run.evaluate(config.eval_episodes)
+            row |= {"eval_return": returns.mean(), "eval_std": returns.std()}
+        row["seconds"] = self.seconds + seconds
+        with open(self.path, "a") as file:
+            csv.DictWriter(file, self.NAMES).writerow(row)
+        self.rows += 1
+        for name, value in row.items() if self.board else ():
+            self.board.add_scalar(name, value, row["steps"])
+        return row
+
+
+def save(folder, run, log):
+    """A checkpoint, whole or not at all; the last two stay."""
+    state = tensors(run.state() | {"log": log.state(), "version": VERSION})
+    path = folder / f"step{run.steps:012d}.pt"
+    try:
+        env.write_atomically(path, lambda file: torch.save(state, file))
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+        raise OSError(f"{path} could not be written ({error}); those before it are whole") from None
+    for old in sorted(folder.glob("step*.pt"))[:-2]:
+        old.unlink()
+
+
+def load_newest(folder, run):
+    """The newest checkpoint that is whole; those that are not are named."""
+    for left in folder.glob(".*.part"):  # of a save that was killed
+        left.unlink()
+    for path in sorted(folder.glob("step*.pt"), reverse=True):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            env.check(state["version"] == VERSION, f"of version {state['version']}")
+        except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as e:
+            tqdm.write(f"{path} is damaged, the one before it is used: {str(e).splitlines()[0]}")
+        else:
+            return {k: v if k == "agent" else arrays(v) for k, v in state.items()}
+    tqdm.write(f"{folder} has no checkpoint yet: it begins anew")
+    return None
+
+
+def tensors(tree):
+    """Arrays as tensors, which torch saves and loads without executing anything."""
+    if isinstance(tree, dict):
+        return {key: tensors(value) for key, value in tree.items()}
+    if isinstance(tree, (np.ndarray, np.generic)):
+        return torch.from_numpy(np.ascontiguousarray(tree)).clone()
+    return tree
+
+
+def arrays(tree):
+    """The other way."""
+    if isinstance(tree, dict):
+        return {key: arrays(value) for key, value in tree.items()}
+    return tree.numpy() if isinstance(tree, torch.Tensor) else tree
+
+
+VERSION = 1  # of checkpoints
+RUN_FLAGS = {  # name: (what it is, default)
+    "minutes": ("of training at most; 0: until all steps are taken", 0.0),
+    "save_minutes": ("between checkpoints", 5.0),
+}
+MAY_CHANGE = ("steps", "minutes", "save_minutes", "device", "log_every", "eval_every")
+PRESETS = ("tiny", "classroom", "paper")
+ALGORITHMS = {"d4pg": d4pg.Run}
+
+
+# --------------------------------------------------------------------------------------------
+# Flags
+# --------------------------------------------------------------------------------------------
+
+
+def add_algorithm(commands, name, text, flags):
+    """A command with one typed flag for each of an algorithm's numbers."""
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--preset", choices=PRESETS, default="classroom", help="values of the rest")
+    parser.add_argument("--out", metavar="RUN", help="folder of the run; runs/NAME if not told")
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run")
+    parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
+    for flag, (what, *values) in flags.items():
+        kind = type(values[1])
+        parser.add_argument(
+            f"--{flag}", type=kind, metavar=kind.__name__.upper(),
+            help=f"{what} (tiny {values[0]}, classroom {values[1]}, paper {values[2]})",
+        )  # fmt: skip
+    for flag, (what, value) in RUN_FLAGS.items():
+        parser.add_argument(f"--{flag}", type=type(value), metavar="M", help=f"{what} ({value})")
+
+
+def fill(args, flags):
+    """What was not given comes from the preset."""
+    args.given = {name for name, value in vars(args).items() if value is not None}
+    for flag, (_, *values) in flags.items():
+        if flag not in args.given:
+            setattr(args, flag, values[PRESETS.index(args.preset)])
+    for flag, (_, value) in RUN_FLAGS.items():
+        if flag not in args.given:
+            setattr(args, flag, value)
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(
         description="MetaMimic and MILI in seven readable files.", allow_abbrev=False
     )
-    add = parser.add_argument
-    add(
-        "command",
-        nargs="?",
-        choices=list(COMMANDS),
-        help="demos: make files; look: draw a picture; nothing: both",
-    )
-    add(
-        "--world",
-        choices=list(env.WORLDS),
-        default="stack",
-        help="stack: MetaMimic's; kitchen: MILI's",
-    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    worlds = argparse.ArgumentParser(add_help=False)
+    add = worlds.add_argument
+    choices = list(env.WORLDS)
+    add("--world", choices=choices, default="stack", help="stack: MetaMimic's; kitchen: MILI's")
     add("--demos", default="demos", metavar="DIR", help="folder of demonstration files")
-    add(
-        "--count",
-        type=int,
-        metavar="N",
-        help="demonstrations of each person (500) or kitchen task (paper: 4)",
-    )
-    add(
-        "--horizon",
-        type=int,
-        default=200,
-        metavar="T",
-        help="steps of a stacking episode (paper: some 600)",
-    )
+    add("--count", type=int, metavar="N",
+        help="demonstrations of each person (500) or kitchen task (paper: 4)")  # fmt: skip
+    add("--horizon", type=int, default=200, metavar="T",
+        help="steps of a stacking episode (paper: some 600)")  # fmt: skip
     add("--seed", type=int, default=0, help="of everything that is drawn at random")
     add("--processes", type=int, default=2, metavar="P", help="that make demonstrations")
     add("--size", type=int, default=128, help="of pictures, in pixels (papers: 128 and 100)")
     add("--out", default="look.gif", metavar="FILE", help="picture to write, .gif or .png")
-    args = parser.parse_args(argv)
+    for name, text in (("demos", "make demonstration files"), ("look", "draw a picture")):
+        commands.add_parser(name, help=text, parents=[worlds], allow_abbrev=False)
+    add_algorithm(
+        commands, "d4pg", "train D4PG, D4PGfD (--fd), either with --curriculum", d4pg.FLAGS
+    )
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(argv or ["look"])
+    args.command = args.command if argv else None
+    if args.command in ALGORITHMS:
+        fill(args, d4pg.FLAGS)
     for flag in ("count", "processes"):
-        value = getattr(args, flag)
+        value = getattr(args, flag, None)
         if value is not None and value < 1:
             parser.error(f"--{flag} is {value}; expected 1 or more")
     return args
 
 
+COMMANDS = {"demos": demos, "look": look, "d4pg": train}
+
+
 def main(argv=None):
     args = parse(argv)
     try:
-        for command in [args.command] if args.command else COMMANDS:
+        for command in [args.command] if args.command else ("demos", "look"):
             COMMANDS[command](args)
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
+    except (ValueError, ImportError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
         raise SystemExit(f"train.py: {error}") from None
 
 

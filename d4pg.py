@@ -1,0 +1,677 @@
+"""D4PG: actors that explore, a distributional critic, a deterministic policy; and its baselines.
+
+MetaMimic (https://arxiv.org/abs/1810.05017), appendix C.1, table 1, and figure 8's baselines (D4PG,
+D4PGfD, demonstrations as a curriculum); D4PG itself is https://arxiv.org/abs/1804.08617, algorithm
+1, its projection algorithm 1 of https://arxiv.org/abs/1707.06887 (Bellemare et al. 2017).
+
+    python train.py d4pg --task reach              python train.py d4pg --env gymnasium:Pendulum-v1
+
+One learner and any number of actor processes share a replay (replay.py) and a vector of weights.
+`Run.round` is the loop of both; with --actors 0 it is all there is, in one process.
+
+Departures from the papers:
+ 1. A round samples its updates' batches at once and computes their targets in one pass: the
+    target networks are the same for all of them.  Priorities are so at most a round old.
+ 2. Features are brought to mean 0 and variance 1 by what the first `--warmup` steps have seen.
+ 3. Every robot explores with noise of its own, from --sigma_min to --sigma_max, as Ape-X's do.
+ 4. The distance between hand and block (appendix C.2) belongs to imitation: metamimic.py.
+"""
+
+import copy
+import multiprocessing
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import env
+import networks
+import replay
+
+FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
+    "env": ("stack, or gymnasium:ID for any of gymnasium's", "stack", "stack", "stack"),
+    "task": ("reach, lift or stack", "reach", "stack", "stack"),
+    "obs": ("what a perfect eye sees (features), or the camera (pixels)",)
+    + ("features", "features", "pixels"),
+    "size": ("of images, in pixels", 32, 64, 128),
+    "horizon": ("T: steps of an episode (gymnasium: 0 for its own)", 20, 200, 600),
+    "actors": ("processes that act; 0: one process does all in turn", 0, 1, 4),
+    "robots": ("of each actor", 4, 32, 64),
+    "steps": ("environment steps in all", 2_000, 1_000_000, 100_000_000),
+    "gamma": ("γ: discount factor", 0.95, 0.99, 0.99),
+    "nstep": ("N: steps of a return", 3, 5, 5),
+    "vmin": ("Vmin: least return that the critic can tell", 0.0, 0.0, 0.0),
+    "vmax": ("Vmax: the greatest; 0: 1 / (1 - γ), for rewards up to 1", 0.0, 0.0, 100.0),
+    "atoms": ("Vbins: of the critic's distribution", 21, 101, 101),
+    "network": ("on images: " + ", ".join(networks.ENCODERS), "impala", "impala", "large"),
+    "dial": ("times the paper's width of the network on images", 0.1, 0.5, 1.0),
+    "hidden": ("width of fully connected layers", 32, 256, 256),
+    "batch": ("items in a batch", 16, 128, 64),
+    "policy_lr": ("Adam's step for the policy; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
+    "critic_lr": ("Adam's step for the critic; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
+    "target_period": ("updates between copies to the targets", 20, 100, 100),
+    "round": ("updates for which batches are sampled at once", 5, 10, 10),
+    "sigma_min": ("σ: exploration noise of the quietest robot", 0.05, 0.05, 0.05),
+    "sigma_max": ("σ: of the loudest", 0.4, 0.4, 0.4),
+    "capacity": ("items in memory", 1_000, 500_000, 1_000_000),
+    "sampling": ("uniform or prioritised, and removal likewise", "uniform", "uniform", "uniform"),
+    "warmup": ("steps with random actions before learning", 100, 5_000, 10_000),
+    "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.1, 0.1),
+    "demos": ("folder of demonstrations, for the next two", "demos", "demos", "demos"),
+    "fd": ("D4PGfD: how many demonstrations to put into memory", 0, 0, 0),
+    "curriculum": ("start in the first so many steps of a demonstration; 0: no", 0, 0, 0),
+    "seed": ("of everything that is drawn at random", 0, 0, 0),
+    "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
+    "threads": ("of the learner on a cpu", 1, 1, 1),
+    "log_every": ("steps between rows of metrics.csv", 200, 5_000, 50_000),
+    "eval_every": ("steps between evaluations", 1_000, 50_000, 1_000_000),
+    "eval_episodes": ("episodes of an evaluation", 4, 32, 64),
+}
+
+
+# --------------------------------------------------------------------------------------------
+# Learning
+# --------------------------------------------------------------------------------------------
+
+
+def project(p, R, discount, z):
+    """Φ: the distribution p of R + γ^N z, on the support z (Bellemare et al., algorithm 1).
+
+    p [B, N], R [B], discount [B], z [N]; what falls between two atoms is shared out by distance.
+    """
+    N, vmin, vmax = len(z), z[0], z[-1]
+    Tz = (R[:, None] + discount[:, None] * z).clamp_(vmin, vmax)  # T z_j = R + γ^N z_j  [B, N]
+    b = Tz.sub_(vmin).mul_((N - 1) / (vmax - vmin))  # b_j = (T z_j - Vmin) / Δz
+    lower = b.long().clamp_(0, N - 2)  # l: the last but one where b_j = N - 1
+    upward = p * b.sub_(lower)  # p_j (b_j - l)
+    m = torch.zeros_like(p).scatter_add_(1, lower, p - upward)  # m_l += p_j (u - b_j)
+    return m.scatter_add_(1, lower.add_(1), upward)  # m_u += p_j (b_j - l)
+
+
+def make_networks(config, shape, actions):
+    """Encoder, policy and critic, for features [F] or images [side, side, 3 k]."""
+    torch.manual_seed(config.seed)
+    if len(shape) == 1:
+        encoder, width = networks.Scale(*shape), *shape
+    else:
+        encoder = networks.Encoder(config.network, shape[2] // 3, shape[0], config.dial)
+        width = encoder.width
+    policy = networks.Policy(width, actions, config.hidden)
+    critic = networks.Critic(width, actions, config.atoms, config.hidden)
+    return torch.nn.ModuleList([encoder, policy, critic])
+
+
+class Agent:
+    """Networks π(o | θ) and Z(o, a | φ), their targets θ' and φ', and one update of them all."""
+
+    def __init__(self, config, shape, actions):
+        self.config, device = config, config.device
+        self.online = make_networks(config, shape, actions).to(device)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.flats = [networks.flatten(part) for part in self.online]
+        self.target_flats = [networks.flatten(part) for part in self.target]
+        rates = (config.critic_lr, config.policy_lr, config.critic_lr)
+        groups = [{"params": [x], "lr": lr} for x, lr in zip(self.flats, rates) if len(x)]
+        self.adam = torch.optim.Adam(groups, fused=True)
+        self.z = torch.linspace(config.vmin, config.vmax, config.atoms, device=device)
+        self.updates = 0
+
+    @torch.no_grad()
+    def targets(self, batch):
+        """Φ(Z'): where the critic should go, by the target networks and N rewards.  [B, N]"""
+        encoder, policy, critic = self.target
+        x = encoder(batch["next_obs"])
+        p = critic(x, policy(x)).softmax(1)  # Z(o_{t+N}, π(o_{t+N} | θ') | φ')
+        return project(p, batch["reward"][:, 0], batch["discount"][:, 0], self.z)
+
+    def update(self, batch, m, weights):
+        """One step of Adam on both losses; m are the targets. Metrics, and |TD| for priorities."""
+        encoder, policy, critic = self.online
+        x = encoder(batch["obs"])
+        log_p = critic(x, batch["action"]).log_softmax(1)
+        H = -(m * log_p).sum(1)  # H(Φ(Z'), Z(o_t, a_t | φ))
+        critic_loss = (H if weights is None else weights * H).mean()
+        x = x.detach()
+        critic.requires_grad_(False)  # the policy climbs the critic, and does not change it
+        Q = critic(x, policy(x)).softmax(1) @ self.z  # Q(o, π(o | θ)) = Σ p_i z_i
+        critic.requires_grad_(True)
+        policy_loss = -Q.mean()  # J(θ) = -E Q
+        for flat in self.flats:
+            flat.grad.zero_()
+        (critic_loss + policy_loss).backward()
+        self.adam.step()
+        self.updates += 1
+        if self.updates % self.config.target_period == 0:
+            for target, online in zip(self.target_flats, self.flats):
+                target.copy_(online)
+        TD = ((m - log_p.detach().exp()) @ self.z).abs()
+        return {"critic_loss": critic_loss, "q": Q.mean(), "td": TD.mean()}, TD
+
+    def learn(self, memory, count):
+        """`count` updates; mean metrics."""
+        size = self.config.batch
+        slots, weights, batch = memory.sample(count * size)
+        m, total, TDs = self.targets(batch), 0, []
+        for k in range(count):
+            part = slice(k * size, (k + 1) * size)
+            one = {name: value[part] for name, value in batch.items()}
+            metrics, TD = self.update(one, m[part], None if weights is None else weights[part])
+            total = total + torch.stack([x.detach() for x in metrics.values()])
+            TDs.append(TD)
+        if weights is not None:
+            memory.update(slots, torch.cat(TDs).cpu().numpy())
+        gradient = torch.stack([flat.grad.norm() for flat in self.flats]).norm()
+        values = [*(total / count).tolist(), gradient.item()]  # waits for a GPU, once a round
+        metrics = dict(zip([*metrics, "gradient"], values))
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(f"{name} is {value} after {self.updates} updates")
+        return metrics
+
+    def act_weights(self):
+        """What actors need, as one vector."""
+        return torch.cat(self.flats[:2]).cpu().numpy()
+
+    def state(self):
+        adam = self.adam.state_dict()["state"]
+        return {"flats": self.flats, "targets": self.target_flats, "adam": adam, "updates": self.updates}  # fmt: skip
+
+    def load(self, state):
+        for mine, saved in zip(self.flats + self.target_flats, state["flats"] + state["targets"]):
+            mine.copy_(saved)
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": state["adam"], "param_groups": groups})
+        self.updates = state["updates"]
+
+
+# --------------------------------------------------------------------------------------------
+# Acting
+# --------------------------------------------------------------------------------------------
+
+
+class NStep:
+    """The last N steps of n robots, and what their returns have grown to.
+
+    A step returns the items that it completes: N steps long, or shorter at an episode's end.
+    """
+
+    def __init__(self, n, N, gamma, rewards=1):
+        self.N, self.gamma, self.age, self.at = N, gamma, np.zeros(n, np.int64), 0
+        self.kept = None  # name: [N, n, ...], what an item begins with
+        self.R, self.discount = np.zeros((N, n, rewards)), np.ones((N, n, rewards))
+
+    def step(self, begin, reward, discount, last):
+        """begin {name: [n, ...]}, o_t and a_t; reward and discount [n, K]; last [n].
+
+        Returns which robots' items are complete [m], and {name: [m, ...]} with reward, discount.
+        """
+        if self.kept is None:
+            self.kept = {k: np.zeros((self.N, *v.shape), v.dtype) for k, v in begin.items()}
+        for name, value in begin.items():
+            self.kept[name][self.at] = value
+        self.R[self.at], self.discount[self.at] = 0, 1
+        self.R += self.discount * reward  # r_t + γ r_{t+1} + ... + γ^{N-1} r_{t+N-1}
+        self.discount *= self.gamma * discount  # γ^N, or 0 after a termination
+        self.age += 1
+        since = (self.at - np.arange(self.N)) % self.N  # steps since the row was begun
+        mine = since[:, None] < self.age  # rows of a robot's present episode  [N, n]
+        row, robot = np.nonzero(mine & ((since[:, None] == self.N - 1) | last))
+        self.at = (self.at + 1) % self.N
+        self.age = np.where(last, 0, np.minimum(self.age, self.N - 1))
+        items = {name: value[row, robot] for name, value in self.kept.items()}
+        return robot, items | {"reward": self.R[row, robot], "discount": self.discount[row, robot]}
+
+
+def make_world(config, n, seed):
+    if config.env == "stack":
+        make = env.Stack
+        return make(n, seed, config.obs, config.size, task=config.task, horizon=config.horizon)
+    return env.Gymnasium(config.env.removeprefix("gymnasium:"), n, seed, config.horizon or None)
+
+
+def item_fields(world, rewards=1):
+    """What an item holds, in this order: (o, a) is then one stretch of a row."""
+    obs = world.observe()
+    shape, dtype = obs.shape[1:], obs.dtype.type
+    actions, number = (len(world.low),), ((rewards,), np.float32)
+    return {"obs": (shape, dtype), "action": (actions, np.float32), "next_obs": (shape, dtype),
+            "reward": number, "discount": number}  # fmt: skip
+
+
+def pick(networks, obs):
+    """The policy's actions, between -1 and 1.  [n, A] float32"""
+    encoder, policy, _ = networks
+    with torch.no_grad():
+        return policy(encoder(torch.from_numpy(obs))).numpy()
+
+
+def scaled(action, world):
+    """From -1 to 1, to what the world takes."""
+    return world.low + (action.astype(np.float64) + 1) / 2 * (world.high - world.low)
+
+
+def start_states(config):
+    """[states, S]: the first --curriculum states of all demonstrators' demonstrations."""
+    folder = env.demo_folder(config.demos, "stack", "A", config.horizon)
+    demos = env.load_demos(folder, "stack", ("states",))
+    return np.concatenate([demo["states"][: config.curriculum] for demo in demos])
+
+
+class Actor:
+    """A world of n robots, the policy, and what they have just done."""
+
+    def __init__(self, config, number, items, board, life=0):
+        """`life` counts how often this actor has been begun anew: each life has its own chance."""
+        self.config, self.number, self.items, self.board = config, number, items, board
+        chance = np.random.SeedSequence((2, config.seed, number, life))
+        self.rng = np.random.default_rng(chance)
+        self.world = make_world(config, config.robots, int(chance.generate_state(1)[0]))
+        self.obs = self.world.observe()
+        shape, actions = self.obs.shape[1:], len(self.world.low)
+        self.networks = make_networks(config, shape, actions)
+        self.flats = [networks.flatten(part) for part in self.networks[:2]]
+        self.version = -1
+        robots = config.robots * max(config.actors, 1)  # σ_i from the quietest to the loudest
+        sigma = np.geomspace(config.sigma_min, config.sigma_max, robots)
+        self.sigma = sigma[number :: max(config.actors, 1), None].astype(np.float32)  # [n, 1]
+        self.window = NStep(config.robots, config.nstep, config.gamma)
+        self.returns = np.zeros(config.robots)
+        self.starts = start_states(config) if config.curriculum else None
+        self.begin(np.arange(config.robots))
+
+    def begin(self, ids):
+        """New episodes for some robots."""
+        if len(ids):
+            self.returns[ids] = 0
+            self.obs[ids] = self.world.reset(ids)
+            if self.starts is not None:
+                chosen = self.starts[self.rng.integers(len(self.starts), size=len(ids))]
+                self.obs[ids] = self.world.set_state(chosen, ids)
+
+    def ready(self):
+        """May this actor take a step, by the rate limit and by the slots it holds?"""
+        board, k = self.board, self.number
+        most = self.config.robots * self.config.nstep  # items, should all episodes end at once
+        return board.steps[k] < board.limit[k] and self.items.room(k) >= most
+
+    def step(self):
+        """One step of every robot: act, look, remember.  (MetaMimic's algorithm 3)"""
+        config, world, board, k = self.config, self.world, self.board, self.number
+        self.version = read_weights(board, self.flats, self.version)
+        if board.steps[k] * max(config.actors, 1) < config.warmup:
+            action = self.rng.uniform(-1, 1, (world.n, len(world.low))).astype(np.float32)
+        else:
+            noise = self.rng.standard_normal((world.n, len(world.low)), np.float32)
+            action = (pick(self.networks, self.obs) + self.sigma * noise).clip(-1, 1)
+        next_obs, reward, discount, last = world.step(scaled(action, world))
+        check_signals(config, next_obs, reward)
+        begin = {"obs": self.obs, "action": action}
+        robot, items = self.window.step(begin, reward[:, None], discount[:, None], last)
+        self.items.write(k, items | {"next_obs": next_obs[robot]})
+        self.returns += reward
+        for i in np.flatnonzero(last):
+            board.returns[k, board.episodes[k] % board.returns.shape[1]] = self.returns[i]
+            board.episodes[k] += 1
+        self.obs = next_obs
+        self.begin(np.flatnonzero(last))
+        board.steps[k] += world.n
+
+    def state(self):
+        """All that the future depends on, if the world can tell."""
+        if not hasattr(self.world, "get_state"):
+            return {}
+        window = {
+            name: getattr(self.window, name) for name in ("age", "at", "R", "discount", "kept")
+        }
+        return {"rng": self.rng.bit_generator.state, "world": self.world.get_state(),
+                "episode": self.world.physics.episode, "window": window,
+                "returns": self.returns}  # fmt: skip
+
+    def load(self, state):
+        if state:
+            self.rng.bit_generator.state = state["rng"]
+            self.obs = self.world.set_state(state["world"])
+            self.world.physics.episode[:] = state["episode"]
+            vars(self.window).update(state["window"])
+            self.returns = state["returns"]
+
+
+def check_signals(config, obs, reward):
+    """Stop at the source of a NaN, and of rewards beyond what the critic's support can tell."""
+    for name, value in (("observation", obs), ("reward", reward)):
+        if not np.isfinite(value).all():
+            robot = np.argwhere(~np.isfinite(value))[0][0]
+            raise FloatingPointError(f"the {name} of robot {robot} is not a finite number")
+    low, high = config.vmin * (1 - config.gamma), config.vmax * (1 - config.gamma)
+    if reward.min() < low - 1e-6 or reward.max() > high + 1e-6:
+        worst = reward.min() if reward.min() < low - 1e-6 else reward.max()
+        limit = worst / (1 - config.gamma)
+        flag = f"--vmin {np.floor(limit):g}" if worst < low else f"--vmax {np.ceil(limit):g}"
+        raise ValueError(
+            f"a reward of {worst:g} leaves the support: returns of such rewards reach {limit:g}, "
+            f"the critic tells {config.vmin:g} to {config.vmax:g}; try {flag}"
+        )
+
+
+# --------------------------------------------------------------------------------------------
+# What the learner and its actors share beside the items
+# --------------------------------------------------------------------------------------------
+
+
+def make_board(actors, weights):
+    """Numbers that one side writes and the other reads."""
+    return replay.Shared(
+        weights=((weights,), np.float32),
+        version=((1,), np.int64),  # odd while weights are being written
+        limit=((actors,), np.int64),  # steps that each actor may have taken
+        stop=((1,), np.int64),
+        steps=((actors,), np.int64),  # what each actor has taken
+        episodes=((actors,), np.int64),
+        returns=((actors, 64), np.float64),  # of each actor's latest episodes
+        errors=((actors, 1000), np.uint8),  # why an actor gave up
+    )
+
+
+def publish_weights(board, weights):
+    board.version += 1
+    board.weights[:] = weights
+    board.version += 1
+
+
+def read_weights(board, flats, version):
+    """Copy newer weights into an actor's networks, unless they are being written just now."""
+    now = int(board.version[0])
+    if now == version or now % 2:
+        return version
+    weights = board.weights.copy()
+    if board.version[0] != now:  # they changed while they were read: keep the old ones
+        return version
+    load_weights(flats, weights)
+    return now
+
+
+def load_weights(flats, weights):
+    begin = 0
+    for flat in flats:
+        flat.copy_(torch.from_numpy(weights[begin : begin + len(flat)]))
+        begin += len(flat)
+
+
+def actor_process(make, config, number, items, board, life, parent):
+    """An actor in a process of its own: until told to stop, or the learner is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    torch.set_num_threads(1)
+    try:
+        actor = make(config, number, items, board, life)
+        while os.getppid() == parent and not board.stop[0]:
+            if actor.ready():
+                actor.step()
+            else:
+                time.sleep(0.0005)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".encode()[: board.errors.shape[1]]
+        board.errors[number, : len(message)] = np.frombuffer(message, np.uint8)
+        raise SystemExit(1) from None
+
+
+# --------------------------------------------------------------------------------------------
+# The learner and its loop
+# --------------------------------------------------------------------------------------------
+
+
+class Run:
+    """Everything of a training run: memory, actors, learner; `round` is one turn of its loop."""
+
+    def __init__(self, config):
+        self.config = config = complete(config)
+        check_config(config)
+        tune(config)
+        world = make_world(config, 1, 0)
+        self.fields, actors = item_fields(world), max(config.actors, 1)
+        self.agent = Agent(config, self.fields["obs"][0], len(world.low))
+        self.ring = max(1024, 4 * config.robots * config.nstep)
+        self.items = replay.Items(self.fields, config.capacity, actors, self.ring)
+        self.memory = replay.Replay(self.items, config.sampling, config.seed, config.device)
+        self.board = make_board(actors, len(self.agent.act_weights()))
+        self.processes, self.lives, self.restarts = [None] * actors, [0] * actors, 0
+        self.looked = self.seen = 0
+        self.sums, self.scaled = {}, False
+        self.inline = None
+
+    def start(self, state=None):
+        """Begin, or go on from a checkpoint."""
+        if state:
+            self.load(state)
+        elif self.config.fd:
+            remember_demos(self.config, self.items, self.memory)
+        publish_weights(self.board, self.agent.act_weights())
+        if self.config.actors == 0:
+            self.inline = Actor(self.config, 0, self.items, self.board)
+            if state:
+                self.inline.load(state["actor"])
+        else:
+            for k in range(self.config.actors):
+                self.start_actor(k)
+        return self
+
+    @property
+    def steps(self):
+        return int(self.board.steps.sum())
+
+    @property
+    def updates(self):
+        return self.agent.updates
+
+    def finished(self):
+        return self.steps >= self.config.steps and self.due() < self.config.round
+
+    def due(self):
+        """Updates that the environment steps so far have earned."""
+        config, steps = self.config, self.steps
+        if steps < config.warmup or len(self.memory) < config.batch:
+            return 0
+        return int((steps - config.warmup) * config.updates_per_step) - self.updates
+
+    def round(self):
+        """Act (if nobody else does), collect, learn; the metrics of learning, if it did."""
+        config = self.config
+        self.supervise()
+        self.set_limits()
+        if self.inline and self.inline.ready():
+            self.inline.step()
+        new, metrics = self.memory.collect(), None
+        if self.due() >= config.round:
+            if not self.scaled:
+                self.fit_scale()
+            metrics = self.agent.learn(self.memory, config.round)
+            publish_weights(self.board, self.agent.act_weights())
+            for name, value in metrics.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums["rounds"] = self.sums.get("rounds", 0.0) + 1
+        elif not new and not self.inline:
+            time.sleep(0.0005)
+        return metrics
+
+    def set_limits(self):
+        """Actors may be ahead of the learner by two rounds and a step, not more."""
+        config, most = self.config, self.config.steps
+        if config.updates_per_step:
+            ahead = (self.updates + 2 * config.round) / config.updates_per_step
+            most = min(most, config.warmup + ahead)
+        self.board.limit[:] = -(-most // len(self.board.limit))
+
+    def fit_scale(self):
+        """Features' mean and spread, from all that memory holds after the warm-up."""
+        self.scaled = True
+        encoder = self.agent.online[0]
+        if isinstance(encoder, networks.Scale):
+            slots = self.memory.index.live()[:10_000]
+            obs = self.items.shared.rows[slots, self.items.columns["obs"]]
+            encoder.fit(torch.from_numpy(obs))
+            self.agent.target_flats[0].copy_(self.agent.flats[0])
+
+    # -- actors
+
+    def start_actor(self, k):
+        context = multiprocessing.get_context("spawn")
+        args = (Actor, self.config, k, self.items, self.board, self.lives[k], os.getpid())
+        self.processes[k] = context.Process(target=actor_process, args=args, daemon=True)
+        self.processes[k].start()
+        self.lives[k] += 1
+
+    def supervise(self):
+        """Ten times a second: begin killed actors anew, stop at what an actor gave up on."""
+        now = time.monotonic()
+        if self.inline or now < self.looked + 0.1:
+            return
+        self.looked = now
+        for k, process in enumerate(self.processes):
+            if process.exitcode is None:
+                continue
+            message = bytes(self.board.errors[k]).rstrip(b"\0").decode(errors="replace")
+            if message:
+                kind = FloatingPointError if message.startswith("FloatingPoint") else RuntimeError
+                raise kind(f"actor {k} gave up: {message}")
+            self.restarts += 1
+            if self.restarts > 100 + self.steps / 1000:
+                raise RuntimeError(f"actors were killed {self.restarts} times; see the memory left")
+            self.start_actor(k)
+
+    def close(self):
+        """Stop the actors, gently and then not."""
+        self.board.stop[0] = 1
+        for process in self.processes:
+            if process:
+                process.join(2)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+
+    def evaluate(self, episodes):
+        """Returns of the present policy."""
+        world = make_world(self.config, 1, 0)
+        eyes = make_networks(self.config, self.fields["obs"][0], len(world.low))
+        flats = [networks.flatten(part) for part in eyes[:2]]
+        load_weights(flats, self.agent.act_weights())
+        return evaluate(self.config, eyes, episodes)
+
+    # -- what a checkpoint holds, and a row of the log
+
+    def row(self):
+        """Numbers since the last row."""
+        board, returns = self.board, []
+        total, ring = board.episodes, board.returns.shape[1]
+        for k, count in enumerate(total):
+            last = np.arange(max(0, count - ring), count) % ring
+            returns.append(board.returns[k, last])
+        returns = np.concatenate(returns)
+        rounds = self.sums.pop("rounds", 0)
+        means = {name: value / rounds for name, value in self.sums.items()}
+        self.sums = {}
+        learned = max(1, self.steps - self.config.warmup)
+        return {
+            "steps": self.steps,
+            "updates": self.updates,
+            "ratio": self.updates / learned,
+            "episodes": int(total.sum()),
+            "return": float(returns.mean()) if len(returns) else float("nan"),
+            **{name: means.get(name, float("nan")) for name in METRICS},
+        }
+
+    def state(self):
+        board = self.board
+        return {
+            "agent": self.agent.state(),
+            "memory": self.memory.state(),
+            "actor": self.inline.state() if self.inline else {},
+            "board": {n: getattr(board, n).copy() for n in ("steps", "episodes", "returns")},
+            "lives": list(self.lives),
+            "scaled": self.scaled,
+            "sums": dict(self.sums),
+        }
+
+    def load(self, state):
+        self.agent.load(state["agent"])
+        self.memory.load(state["memory"])
+        for name, value in state["board"].items():
+            getattr(self.board, name)[:] = value
+        self.lives, self.scaled, self.sums = state["lives"], state["scaled"], state["sums"]
+
+
+METRICS = ("critic_loss", "q", "td", "gradient")
+
+
+def complete(config):
+    """A copy, with what follows from the rest."""
+    config = SimpleNamespace(**vars(config))
+    config.vmax = config.vmax or 1 / (1 - config.gamma)
+    return config
+
+
+def check_config(config):
+    check = env.check
+    check(config.env == "stack" or config.env.startswith("gymnasium:"),
+          f"--env is {config.env!r}; it is stack, or gymnasium:ID")  # fmt: skip
+    check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")
+    check(0 < config.gamma < 1, f"--gamma is {config.gamma}; expected a number between 0 and 1")
+    check(
+        config.warmup >= config.batch, f"--warmup is {config.warmup}; a batch needs {config.batch}"
+    )
+    good = config.target_period % config.round == 0
+    check(good, f"--round is {config.round}; it must divide --target_period")
+    least = config.batch * config.round
+    check(config.capacity >= least, f"--capacity is {config.capacity}; a round needs {least}")
+
+
+def tune(config):
+    """Settings that make a cpu quicker and change no equation."""
+    torch.set_num_threads(config.threads)
+    # oneDNN multiplies matrices twice as fast as MKL on AMD's processors, and as exactly; on
+    # processors with matrix units for bfloat16 it uses those.
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    # glibc returns freed memory beyond 128 KB to the system, to take it again, page by page, in
+    # the next update; once it has seen a large block freed, it keeps what it has.
+    np.ones(30 << 20, np.uint8)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in actors
+
+
+def remember_demos(config, items, memory):
+    """D4PGfD: demonstrations with actions and rewards, in memory for good (Vecerik et al. 2017)."""
+    check = env.check
+    check(config.env == "stack" and config.task == "stack", "--fd needs --env stack --task stack")
+    folder = env.demo_folder(config.demos, "stack", "A", config.horizon)
+    demos = env.load_demos(folder, "stack", ("states", "actions", "rewards"), config.fd)
+    most = config.fd * config.horizon
+    check(most < config.capacity, f"--fd {config.fd} is {most} items; --capacity must be more")
+    for begin in range(0, len(demos), config.robots):  # as many at a time as an actor has robots
+        group = demos[begin : begin + config.robots]
+        states, actions, rewards = (
+            np.stack([d[key] for d in group], 1) for key in ("states", "actions", "rewards")
+        )  # [T (+ 1), demos, ...]
+        world = make_world(config, len(group), 0)
+        window, obs, T = NStep(len(group), config.nstep, config.gamma), None, len(actions)
+        ones = np.ones((len(group), 1))
+        for t, state in enumerate(states):
+            now = world.set_state(state)
+            if t > 0:
+                start = {"obs": obs, "action": np.float32(actions[t - 1])}
+                last = np.full(len(group), t == T)
+                robot, new = window.step(start, rewards[t - 1][:, None], ones, last)
+                items.write(0, new | {"next_obs": now[robot]})
+                memory.collect()
+            obs = now
+    memory.index.keep()
+
+
+def evaluate(config, eyes, episodes, seed=1_000_003):
+    """Returns of the policy without noise: one episode of each of so many robots.  [episodes]"""
+    world = make_world(config, episodes, seed)
+    obs, total, running = world.observe(), np.zeros(episodes), np.ones(episodes, bool)
+    while running.any():
+        obs, reward, _, last = world.step(scaled(pick(eyes, obs), world))
+        total += reward * running
+        running &= ~last
+    return total

@@ -1,0 +1,423 @@
+"""Shared-memory replay: actors write items in place, the learner alone owns the index.
+
+MetaMimic (https://arxiv.org/abs/1810.05017), algorithms 1 to 4 (the memory M), table 1 (sampling
+and removal: uniform and first-in-first-out, or both prioritised); prioritised experience replay
+(https://arxiv.org/abs/1511.05952) and Ape-X (https://arxiv.org/abs/1803.00933).
+
+    python -m benchmarks.replay      samples a second, beside other libraries
+
+Time.  An item is an n-step transition, complete in itself: o_t, a_t, o_{t+n}, the sum of rewards
+from t to t+n-1 and the discount of what follows, γ^n, or 0 after a termination.
+
+Who writes what.  All items lie in one block of shared memory.  The learner lends each actor free
+slots: it writes their numbers into the actor's ring and moves `given` on.  The actor fills slots
+in that order and moves `filled` on: the one store that publishes.  So nothing is ever copied
+between processes, no lock exists that a killed process could leave shut, and whoever takes a
+killed actor's place goes on at `filled`, over what was half written.
+
+Departures from the papers:
+ 1. New items enter with the highest priority seen, as in prioritised experience replay; Ape-X's
+    actors compute it, which costs them a critic.
+ 2. Items to be removed are drawn when their slots are needed, not in bulk every 100 updates.
+"""
+
+import contextlib
+import mmap
+import os
+import shutil
+import tempfile
+from multiprocessing import reduction
+
+import numpy as np
+import torch
+
+ALIGN = 64  # bytes: a cache line
+SHM = "/dev/shm"
+
+
+# --------------------------------------------------------------------------------------------
+# Shared memory
+# --------------------------------------------------------------------------------------------
+
+
+class Shared:
+    """Named arrays in memory shared with spawned children: Shared(x=((3, 4), np.float32)).x
+
+    The memory is a file without a name: it goes when its last process does, however that ends.
+    """
+
+    def __init__(self, **spec):
+        self.spec = spec
+        self.bytes = sum(size for _, size in self._places())
+        folder = SHM if os.path.isdir(SHM) else tempfile.gettempdir()
+        self._check_room(folder)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:  # take it all now: a full disk is an error here, and a bus error later
+                take = getattr(os, "posix_fallocate", lambda fd, _, size: os.truncate(fd, size))
+                take(file.fileno(), 0, self.bytes)
+            except OSError as error:
+                raise MemoryError(f"{folder}: {error.strerror}. {self._advice()}") from None
+            self._map(os.dup(file.fileno()))
+
+    def _places(self):
+        """Where each array begins, and what it takes, in bytes."""
+        begin = 0
+        for shape, dtype in self.spec.values():
+            size = -(-int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // ALIGN)
+            yield begin, size * ALIGN
+            begin += size * ALIGN
+
+    def _map(self, fd):
+        self.fd, self.memory = fd, mmap.mmap(fd, self.bytes)
+        for (name, (shape, dtype)), (begin, _) in zip(self.spec.items(), self._places()):
+            count = int(np.prod(shape, dtype=np.int64))
+            setattr(self, name, np.frombuffer(self.memory, dtype, count, begin).reshape(shape))
+
+    def _check_room(self, folder):
+        free = min(shutil.disk_usage(folder).free, available_memory())
+        if self.bytes > free:
+            raise MemoryError(
+                f"{folder} and memory have {free / 1e9:.2f} GB left. {self._advice()}"
+            )
+
+    def _advice(self):
+        return f"{self.bytes / 1e9:.2f} GB are needed: lower --capacity, or --size of images"
+
+    def __getstate__(self):  # on the way to a spawned child
+        return {"spec": self.spec, "bytes": self.bytes, "fd": reduction.DupFd(self.fd)}
+
+    def __setstate__(self, state):
+        self.spec, self.bytes = state["spec"], state["bytes"]
+        self._map(state["fd"].detach())
+
+    def __del__(self):
+        with contextlib.suppress(AttributeError, OSError):
+            os.close(self.fd)
+
+
+def available_memory():
+    """Bytes that may still be taken, by the machine's count and by the container's."""
+    free = float("inf")
+    with contextlib.suppress(OSError, ValueError):
+        with open("/proc/meminfo") as file:
+            free = next(1024 * int(x.split()[1]) for x in file if x.startswith("MemAvailable"))
+        with (
+            open("/sys/fs/cgroup/memory.max") as most,
+            open("/sys/fs/cgroup/memory.current") as now,
+        ):
+            free = min(free, int(most.read()) - int(now.read()))  # "max": no limit, a ValueError
+    return free
+
+
+# --------------------------------------------------------------------------------------------
+# Items, and how actors write them
+# --------------------------------------------------------------------------------------------
+
+
+class Items:
+    """Slots for items, and for each actor the ring of slots that it may fill.
+
+    `fields` is name: (shape, dtype). Those of float32 lie side by side in `rows`, so that one
+    gather fetches them and (o, a) is one stretch of a row; images (uint8) have arrays of their own.
+    """
+
+    def __init__(self, fields, capacity, actors=1, ring=1024):
+        self.fields, self.capacity, self.actors, self.ring = fields, capacity, actors, ring
+        self.slots = capacity + actors * ring  # what actors hold is beyond the capacity
+        self.columns, width = {}, 0
+        for name, (shape, dtype) in fields.items():
+            if dtype == np.float32:
+                self.columns[name] = slice(width, width := width + int(np.prod(shape)))
+        self.images = [name for name in fields if name not in self.columns]
+        self.shared = Shared(
+            rows=((self.slots, width), np.float32),
+            serial=((self.slots,), np.int64),  # the how-manieth item of its actor, written last
+            numbers=((actors, ring), np.int64),  # slots lent to each actor
+            given=((actors,), np.int64),  # how many were lent, ever: the learner's to write
+            filled=((actors,), np.int64),  # how many are filled: the actor's to write
+            **{name: ((self.slots, *fields[name][0]), fields[name][1]) for name in self.images},
+        )
+
+    def room(self, actor):
+        """How many items an actor may write now."""
+        return int(self.shared.given[actor] - self.shared.filled[actor])
+
+    def write(self, actor, items):
+        """Fill the next slots lent to an actor with {name: [m, ...]}, then publish them at once."""
+        memory, begin = self.shared, int(self.shared.filled[actor])
+        count = len(next(iter(items.values())))
+        if not count:
+            return
+        if count > self.room(actor):
+            raise RuntimeError(f"{count} items for {self.room(actor)} free slots")
+        serial = np.arange(begin, begin + count)
+        slots = memory.numbers[actor, serial % self.ring]
+        for name, value in items.items():
+            if name in self.columns:
+                memory.rows[slots, self.columns[name]] = np.reshape(value, (count, -1))
+            else:
+                getattr(memory, name)[slots] = value
+        memory.serial[slots] = serial
+        memory.filled[actor] = begin + count
+
+
+# --------------------------------------------------------------------------------------------
+# The index: which slots live, how to draw some, which to remove
+# --------------------------------------------------------------------------------------------
+
+
+class Sums:
+    """Weights of many slots, from which to draw in proportion: a tree of two wide levels.
+
+    Blocks of 64 weights keep their sum. A draw looks up its block in the cumulative sums, then
+    its slot within the block. Sums are always added anew, so that no error builds up.
+    """
+
+    WIDTH = 64
+
+    def __init__(self, slots):
+        self.blocks = np.zeros((-(-slots // self.WIDTH), self.WIDTH))
+        self.weights, self.sums = self.blocks.reshape(-1), np.zeros(len(self.blocks))
+
+    def set(self, slots, weights):
+        self.weights[slots] = weights
+        block = slots // self.WIDTH
+        self.sums[block] = self.blocks.take(block, 0).sum(1)
+
+    def draw(self, rng, count):
+        """Slots, with replacement, each with a chance in proportion to its weight.  [count]"""
+        upto = self.sums.cumsum()
+        u = np.minimum(rng.random(count) * upto[-1], np.nextafter(upto[-1], 0))
+        block = upto.searchsorted(u, "right")  # where u < upto, for the first time
+        within = self.blocks.take(block, 0).cumsum(1)  # [count, WIDTH]
+        u -= upto[block] - self.sums[block]
+        u = np.minimum(u, np.nextafter(within[:, -1], 0))  # what rounding may have carried over
+        return block * self.WIDTH + (within <= u[:, None]).sum(1)
+
+
+class Uniform:
+    """Uniform sampling, first-in-first-out removal: a ring of slots in their order of arrival."""
+
+    def __init__(self, slots):
+        self.order, self.begin, self.ours = np.zeros(slots, np.int64), 0, 0
+        self.kept = np.zeros(0, np.int64)  # slots that are never removed
+
+    @property
+    def count(self):
+        return len(self.kept) + self.ours
+
+    def add(self, slots):
+        at = self.begin + self.ours + np.arange(len(slots))
+        self.order[at % len(self.order)] = slots
+        self.ours += len(slots)
+
+    def draw(self, rng, count):
+        """Slots, each with the same chance, and no importance weights."""
+        at = rng.integers(-len(self.kept), self.ours, count)
+        slots = self.order.take(self.begin + at, mode="wrap")
+        if len(self.kept):
+            slots = np.where(at < 0, self.kept.take(at, mode="wrap"), slots)
+        return slots, None
+
+    def update(self, slots, priority):
+        """Uniform sampling has no priorities."""
+
+    def remove(self, rng, count):
+        oldest = self.order.take(self.begin + np.arange(count), mode="wrap")
+        self.begin, self.ours = (self.begin + count) % len(self.order), self.ours - count
+        return oldest
+
+    def keep(self):
+        """What is here now is never removed: demonstrations, for instance."""
+        self.kept, self.ours = self.live(), 0
+
+    def live(self):
+        """Slots in use, oldest first."""
+        order = self.order[(self.begin + np.arange(self.ours)) % len(self.order)]
+        return np.concatenate([self.kept, order])
+
+    def state(self):
+        return {"kept": self.kept, "order": self.live()[len(self.kept) :]}
+
+    def load(self, state):
+        self.kept, self.begin, self.ours = np.asarray(state["kept"]), 0, 0
+        self.add(np.asarray(state["order"]))
+
+
+class Prioritised:
+    """P(i) = p_i^α / Σ p^α with weights (N P(i))^-β; removal with chance in proportion to p_i^-α'."""
+
+    ALPHA, BETA, REMOVAL = 0.6, 0.4, 0.4  # Ape-X, appendix C
+
+    def __init__(self, slots):
+        self.chance, self.removal = Sums(slots), Sums(slots)  # p^α and p^-α', 0 if not in use
+        self.highest, self.count = 1.0, 0
+        self.kept = np.zeros(slots, bool)  # never removed
+
+    def add(self, slots):
+        self.count += len(slots)
+        self._set(slots, np.full(len(slots), self.highest))
+
+    def draw(self, rng, count):
+        slots = self.chance.draw(rng, count)
+        P = self.chance.weights.take(slots) / self.chance.sums.sum()  # P(i)
+        weight = (self.count * P) ** -self.BETA  # w_i = (1 / (N P(i)))^β
+        return slots, (weight / weight.max()).astype(np.float32)
+
+    def update(self, slots, priority):
+        """|TD| of items that were drawn; those removed since then stay removed."""
+        here = self.chance.weights.take(slots) > 0
+        if not here.all():
+            slots, priority = slots[here], priority[here]
+        priority = np.maximum(priority, 1e-6).astype(np.float64)
+        self.highest = max(self.highest, priority.max(initial=0.0))
+        self._set(slots, priority)
+
+    def _set(self, slots, priority):
+        self.chance.set(slots, priority**self.ALPHA)  # p^α
+        self.removal.set(slots, np.where(self.kept.take(slots), 0, priority**-self.REMOVAL))
+
+    def keep(self):
+        """What is here now is never removed: demonstrations, for instance."""
+        self.kept[self.live()] = True
+        self.removal.set(self.live(), 0.0)
+
+    def remove(self, rng, count):
+        removed = []
+        while count:  # what is drawn twice counts once: then draw the rest anew
+            slots = np.unique(self.removal.draw(rng, count))
+            self.chance.set(slots, 0.0)
+            self.removal.set(slots, 0.0)
+            self.count, count = self.count - len(slots), count - len(slots)
+            removed.append(slots)
+        return np.concatenate(removed)
+
+    def live(self):
+        return np.flatnonzero(self.chance.weights)
+
+    def state(self):
+        slots = self.live()
+        chance, removal = self.chance.weights[slots], self.removal.weights[slots]
+        return {"slots": slots, "chance": chance, "removal": removal,
+                "kept": self.kept[slots], "highest": self.highest}  # fmt: skip
+
+    def load(self, state):
+        slots, everything = np.asarray(state["slots"]), np.arange(len(self.chance.weights))
+        for sums, weights in ((self.chance, state["chance"]), (self.removal, state["removal"])):
+            sums.set(everything, 0.0)
+            sums.set(slots, np.asarray(weights))
+        self.kept[:] = False
+        self.kept[slots] = np.asarray(state["kept"])
+        self.highest, self.count = float(state["highest"]), len(slots)
+
+
+SAMPLING = {"uniform": Uniform, "prioritised": Prioritised}
+
+
+class Replay:
+    """The learner's side: collect what actors filled, lend them slots, sample, remove."""
+
+    def __init__(self, items, sampling="uniform", seed=0, device="cpu"):
+        self.items, self.rng = items, np.random.default_rng((1, seed))
+        self.index, self.device = SAMPLING[sampling](items.slots), device
+        self.collected = np.zeros(items.actors, np.int64)
+        self.free = np.arange(items.slots)[::-1].copy()  # never used, or given back: a stack
+        self.unused, self.buffers = items.slots, {}
+        self.lend()
+
+    def __len__(self):
+        return self.index.count
+
+    def lend(self):
+        """Give every actor as many slots as its ring holds; remove items where none is left."""
+        memory, ring = self.items.shared, self.items.ring
+        for actor in range(self.items.actors):
+            begin = int(memory.given[actor])
+            wanted = int(self.collected[actor]) + ring - begin
+            at = np.arange(begin, begin + wanted) % ring
+            unused = min(wanted, self.unused)
+            self.unused -= unused
+            memory.numbers[actor, at[:unused]] = self.free[self.unused : self.unused + unused][::-1]
+            if wanted > unused:
+                memory.numbers[actor, at[unused:]] = self.index.remove(self.rng, wanted - unused)
+            memory.given[actor] = begin + wanted
+
+    def collect(self):
+        """Take up all items that actors have published; returns how many."""
+        memory, new = self.items.shared, 0
+        for actor in range(self.items.actors):
+            serial = np.arange(self.collected[actor], memory.filled[actor])
+            if len(serial):
+                slots = memory.numbers[actor, serial % self.items.ring]
+                if not np.array_equal(memory.serial[slots], serial):
+                    raise RuntimeError(f"actor {actor} published an item that it had not finished")
+                self.index.add(slots)
+                self.collected[actor] += len(serial)
+                new += len(serial)
+        if new:
+            self.lend()
+        return new
+
+    def sample(self, count):
+        """slots, importance weights or None, and a batch {name: [count, ...]} of tensors.
+
+        The tensors are views of a buffer that the next sample of this size overwrites.
+        """
+        slots, weights = self.index.draw(self.rng, count)
+        if count not in self.buffers:
+            self.buffers[count] = self._make_buffers(count)
+        rows, images, tensors = self.buffers[count]
+        memory = self.items.shared
+        memory.rows.take(slots, 0, rows.numpy(), "clip")  # "clip" takes straight into the buffer
+        for name, image in images.items():
+            getattr(memory, name).take(slots, 0, image.numpy(), "clip")
+        if self.device != "cpu":
+            tensors = self._split(rows.to(self.device), images)
+        weights = None if weights is None else torch.from_numpy(weights).to(self.device)
+        return slots, weights, tensors
+
+    def _make_buffers(self, count):
+        pin, fields = self.device != "cpu", self.items.fields
+        rows = torch.empty((count, self.items.shared.rows.shape[1]), pin_memory=pin)
+        images = {
+            name: torch.empty((count, *fields[name][0]), dtype=torch.uint8, pin_memory=pin)
+            for name in self.items.images
+        }
+        return rows, images, self._split(rows, images)
+
+    def _split(self, rows, images):
+        """Views of the columns, of the shape of one item if that has more than one axis."""
+        batch = {"rows": rows}
+        for name, columns in self.items.columns.items():
+            shape = self.items.fields[name][0]
+            batch[name] = rows[:, columns] if len(shape) == 1 else rows[:, columns].view(-1, *shape)
+        return batch | {name: image.to(self.device) for name, image in images.items()}
+
+    def update(self, slots, priority):
+        self.index.update(slots, priority)
+
+    def state(self):
+        """Everything, for a checkpoint: the live items, the index, the generator, the rings."""
+        memory, live = self.items.shared, self.index.live()
+        names = ["rows", *self.items.images]
+        return {
+            "items": {name: getattr(memory, name)[live] for name in names},
+            "live": live,
+            "index": self.index.state(),
+            "free": self.free[: self.unused].copy(),
+            "rings": {name: getattr(memory, name).copy() for name in ("numbers", "given")},
+            "collected": self.collected.copy(),
+            "rng": self.rng.bit_generator.state,
+        }
+
+    def load(self, state):
+        memory, live = self.items.shared, np.asarray(state["live"])
+        for name, value in state["items"].items():
+            getattr(memory, name)[live] = np.asarray(value)
+        self.index.load(state["index"])
+        self.unused = len(state["free"])
+        self.free[: self.unused] = state["free"]
+        for name, value in state["rings"].items():
+            getattr(memory, name)[:] = value
+        self.collected[:] = memory.filled[:] = np.asarray(state["collected"])
+        self.rng.bit_generator.state = state["rng"]
