@@ -83,8 +83,9 @@ def project(p, R, discount, z):
     p [B, N], R [B], discount [B], z [N]; what falls between two atoms is shared out by distance.
     """
     N, vmin, vmax = len(z), z[0], z[-1]
-    Tz = (R[:, None] + discount[:, None] * z).clamp_(vmin, vmax)  # T z_j = R + γ^N z_j  [B, N]
+    Tz = R[:, None] + discount[:, None] * z  # T z_j = R + γ^N z_j  [B, N]
     b = Tz.sub_(vmin).mul_((N - 1) / (vmax - vmin))  # b_j = (T z_j - Vmin) / Δz
+    b.clamp_(0, N - 1)  # [T z_j] from Vmin to Vmax
     lower = b.long().clamp_(0, N - 2)  # l: the last but one where b_j = N - 1
     upward = p * b.sub_(lower)  # p_j (b_j - l)
     m = torch.zeros_like(p).scatter_add_(1, lower, p - upward)  # m_l += p_j (u - b_j)
@@ -177,7 +178,8 @@ class Agent:
 
     def state(self):
         adam = self.adam.state_dict()["state"]
-        return {"flats": self.flats, "targets": self.target_flats, "adam": adam, "updates": self.updates}  # fmt: skip
+        targets = self.target_flats
+        return {"flats": self.flats, "targets": targets, "adam": adam, "updates": self.updates}
 
     def load(self, state):
         for mine, saved in zip(self.flats + self.target_flats, state["flats"] + state["targets"]):
@@ -607,6 +609,7 @@ METRICS = ("critic_loss", "q", "td", "gradient")
 def complete(config):
     """A copy, with what follows from the rest."""
     config = SimpleNamespace(**vars(config))
+    env.check(0 < config.gamma < 1, f"--gamma is {config.gamma}; expected between 0 and 1")
     config.vmax = config.vmax or 1 / (1 - config.gamma)
     return config
 
@@ -616,7 +619,6 @@ def check_config(config):
     check(config.env == "stack" or config.env.startswith("gymnasium:"),
           f"--env is {config.env!r}; it is stack, or gymnasium:ID")  # fmt: skip
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")
-    check(0 < config.gamma < 1, f"--gamma is {config.gamma}; expected a number between 0 and 1")
     check(
         config.warmup >= config.batch, f"--warmup is {config.warmup}; a batch needs {config.batch}"
     )

@@ -289,7 +289,7 @@ def quaternion(yaw):
 # --------------------------------------------------------------------------------------------
 
 REWARDS = {  # of the stages: none, reach, lift, stack
-    "reach": np.array([0, 1, 1, 1]),
+    "reach": np.array([0, 1, 1, 1.0]),
     "lift": np.array([0, 0.125, 1, 1]),
     "stack": np.array([0, 0.125, 0.25, 1]),
 }

@@ -245,7 +245,7 @@ class Uniform:
 
 
 class Prioritised:
-    """P(i) = p_i^α / Σ p^α with weights (N P(i))^-β; removal with chance in proportion to p_i^-α'."""
+    """P(i) = p_i^α / Σ p^α, weights (N P(i))^-β; removal with chance in proportion to p_i^-α'."""
 
     ALPHA, BETA, REMOVAL = 0.6, 0.4, 0.4  # Ape-X, appendix C
 
