@@ -276,9 +276,10 @@ class Actor:
         self.networks = make_networks(config, shape, actions)
         self.flats = [networks.flatten(part) for part in self.networks[:2]]
         self.version = -1
-        robots = config.robots * max(config.actors, 1)  # σ_i from the quietest to the loudest
-        sigma = np.geomspace(config.sigma_min, config.sigma_max, robots)
-        self.sigma = sigma[number :: max(config.actors, 1), None].astype(np.float32)  # [n, 1]
+        actors = max(config.actors, 1)  # σ_i, from the quietest robot of all to the loudest
+        ladder = (np.arange(config.robots * actors) + 0.5) / (config.robots * actors)
+        sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** ladder
+        self.sigma = sigma[number::actors, None].astype(np.float32)  # [n, 1]
         self.window = NStep(config.robots, config.nstep, config.gamma)
         self.returns = np.zeros(config.robots)
         self.starts = start_states(config) if config.curriculum else None
