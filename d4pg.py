@@ -432,6 +432,7 @@ class Run:
         self.config = config = complete(config)
         check_config(config)
         tune(config)
+        self.demos, _ = load_demos(config)
         world = make_world(config, 1, 0)
         self.fields, actors = item_fields(world), max(config.actors, 1)
         self.agent = Agent(config, self.fields["obs"][0], len(world.low))
@@ -449,7 +450,7 @@ class Run:
         if state:
             self.load(state)
         elif self.config.fd:
-            remember_demos(self.config, self.items, self.memory)
+            remember_demos(self.config, self.demos, self.items, self.memory)
         publish_weights(self.board, self.agent.act_weights())
         if self.config.actors == 0:
             self.inline = Actor(self.config, 0, self.items, self.board)
@@ -641,14 +642,24 @@ def tune(config):
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in actors
 
 
-def remember_demos(config, items, memory):
+def load_demos(config):
+    """What D4PGfD and the curriculum take from demonstrations; refuses what they cannot use."""
+    check, folder = env.check, env.demo_folder(config.demos, "stack", "A", config.horizon)
+    demos = starts = None
+    if config.fd:
+        good = config.env == "stack" and config.task == "stack"
+        check(good, "--fd needs --env stack --task stack: the files hold that task's rewards")
+        demos = env.load_demos(folder, "stack", ("states", "actions", "rewards"), config.fd)
+        most = config.fd * config.horizon
+        check(most < config.capacity, f"--fd {config.fd} is {most} items; raise --capacity")
+    if config.curriculum:
+        check(config.env == "stack", "--curriculum needs --env stack")
+        starts = start_states(config)
+    return demos, starts
+
+
+def remember_demos(config, demos, items, memory):
     """D4PGfD: demonstrations with actions and rewards, in memory for good (Vecerik et al. 2017)."""
-    check = env.check
-    check(config.env == "stack" and config.task == "stack", "--fd needs --env stack --task stack")
-    folder = env.demo_folder(config.demos, "stack", "A", config.horizon)
-    demos = env.load_demos(folder, "stack", ("states", "actions", "rewards"), config.fd)
-    most = config.fd * config.horizon
-    check(most < config.capacity, f"--fd {config.fd} is {most} items; --capacity must be more")
     for begin in range(0, len(demos), config.robots):  # as many at a time as an actor has robots
         group = demos[begin : begin + config.robots]
         states, actions, rewards = (

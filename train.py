@@ -127,6 +127,7 @@ def train(args):
             state = load_newest(folder, run) if args.resume else None
             log = Log(folder, args.tensorboard, state)
             run.start(state)
+            log.latest = {"steps": run.steps, "updates": run.updates}
             loop(run, folder, log, config, stop, clock)
         finally:
             run.close()
@@ -136,25 +137,20 @@ def train(args):
 def loop(run, folder, log, config, stop, clock):
     """Rounds of acting and learning, with a row, an evaluation or a checkpoint when it is time."""
     bar = tqdm(total=config.steps, initial=run.steps, unit="step", smoothing=0.05, mininterval=0.5)
-    begun, saved = (time.monotonic(), run.steps, run.updates), time.monotonic()
+    saved, ended = time.monotonic(), run.finished()
     with bar:
-        while not (run.finished() or stop.asked):
+        while not (ended or stop.asked):
             run.round()
             bar.update(run.steps - bar.n)
             now = time.monotonic()
-            if run.steps >= log.next_row:
-                rates = [
-                    (x - y) / (now - begun[0]) for x, y in zip((run.steps, run.updates), begun[1:])
-                ]
-                row = log.row(run, config, rates, now - clock)
+            ended = run.finished() or 0 < config.minutes < (now - clock) / 60
+            if run.steps >= log.next_row or ended:
+                row = log.row(run, config, now - clock, ended)
                 shown = {k: row[k] for k in ("return", "eval_return", "updates_per_s") if k in row}
                 bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if v == v})
-                begun = now, run.steps, run.updates
             if now - saved > 60 * config.save_minutes:
                 save(folder, run, log)
                 saved = time.monotonic()
-            if config.minutes and now - clock > 60 * config.minutes:
-                break
     save(folder, run, log)
 
 
@@ -233,7 +229,7 @@ class Log:
         lines = self.path.read_text().splitlines()[1 : 1 + self.rows] if self.rows else []
         text = "\n".join([",".join(self.NAMES), *lines, ""])  # without rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
-        self.board = None
+        self.then, self.latest, self.board = 0.0, {"steps": 0, "updates": 0}, None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -244,10 +240,14 @@ class Log:
     def state(self):
         return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval")}
 
-    def row(self, run, config, rates, seconds):
-        row = run.row() | {"steps_per_s": rates[0], "updates_per_s": rates[1]}
+    def row(self, run, config, seconds, ended):
+        """Write what has been since the last row, with an evaluation if it is time."""
+        row = run.row()
         self.next_row = (run.steps // config.log_every + 1) * config.log_every
-        if run.steps >= self.next_eval or run.finished():
+        for name, before in self.latest.items():
+            row[f"{name}_per_s"] = (row[name] - before) / (seconds - self.then)
+        self.then, self.latest = seconds, {name: row[name] for name in self.latest}
+        if run.steps >= self.next_eval or ended:
             self.next_eval = (run.steps // config.eval_every + 1) * config.eval_every
             returns = run.evaluate(config.eval_episodes)
             row |= {"eval_return": returns.mean(), "eval_std": returns.std()}
@@ -292,9 +292,9 @@ def tensors(tree):
     """Arrays as tensors, which torch saves and loads without executing anything."""
     if isinstance(tree, dict):
         return {key: tensors(value) for key, value in tree.items()}
-    if isinstance(tree, (np.ndarray, np.generic)):
+    if isinstance(tree, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(tree)).clone()
-    return tree
+    return tree.item() if isinstance(tree, np.generic) else tree
 
 
 def arrays(tree):
@@ -371,8 +371,9 @@ def parse(argv=None):
         commands, "d4pg", "train D4PG, D4PGfD (--fd), either with --curriculum", d4pg.FLAGS
     )
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser.parse_args(argv or ["look"])
-    args.command = args.command if argv else None
+    alone = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
+    args = parser.parse_args(["look", *argv] if alone else argv)
+    args.command = None if alone else args.command
     if args.command in ALGORITHMS:
         fill(args, d4pg.FLAGS)
     for flag in ("count", "processes"):

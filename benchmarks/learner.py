@@ -86,7 +86,7 @@ def rate(learn, count):
 def shares(agent, memory, repeats=30):
     """Part of an update's time spent in each of its parts."""
     round, size = agent.config.round, agent.config.batch
-    slots, weights, batch = memory.sample(round * size)
+    _, weights, batch = memory.sample(round * size)
     one = {name: value[:size] for name, value in batch.items()}
     m = agent.targets(batch)
     parts = {
@@ -132,7 +132,7 @@ def together(seconds=6):
         learner = [rate(lambda n: [run.round() for _ in range(n)], 20) * 10 for _ in range(7)]
         run.board.limit[:] = 10**9
         time.sleep(0.5)
-        both, begun, steps, updates = [], time.perf_counter(), run.steps, run.updates
+        both, begun, steps = [], time.perf_counter(), run.steps
         while time.perf_counter() < begun + seconds:
             both.append(rate(lambda n: [run.round() for _ in range(n)], 20) * 10)
         actor = (run.steps - steps) / (time.perf_counter() - begun)

@@ -1,11 +1,16 @@
 """The command line does what its help says, and tells what it cannot do."""
 
+import csv
+import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+import d4pg
 import env
 import train
 
@@ -64,13 +69,143 @@ def test_without_a_command_it_makes_demonstrations_and_shows_them(tmp_path, monk
     assert (tmp_path / "demos/stack200/B/0000.npz").exists()
 
 
-def test_every_flag_is_explained(capsys):
+@pytest.mark.parametrize(
+    ("command", "count"), [("look", 8), ("demos", 8), ("d4pg", len(d4pg.FLAGS) + 6)]
+)
+def test_every_flag_is_explained(command, count, capsys):
     with pytest.raises(SystemExit):
-        train.main(["--help"])
+        train.main([command, "--help"])
     text = capsys.readouterr().out
     flags = re.findall(r"^  (--\w+)[^\n]*?(?:\s{2,}|\n\s+)(\S[^\n]*)", text, re.MULTILINE)
-    assert len(flags) == len(re.findall(r"^  --", text, re.MULTILINE)) == 8
+    assert len(flags) == len(re.findall(r"^  --", text, re.MULTILINE)) == count
     assert all(len(words) > 10 for _, words in flags)
+
+
+# -- runs
+
+
+def columns(folder):
+    """metrics.csv without what depends on the clock."""
+    names, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    clock = [names.index(name) for name in ("steps_per_s", "updates_per_s", "seconds")]
+    return [[cell for i, cell in enumerate(row) if i not in clock] for row in rows]
+
+
+def assert_same(one, other, where=""):
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, pair in enumerate(zip(one, other)):
+            assert_same(*pair, f"{where}/{i}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif where != "/log/seconds":
+        assert one == other or one != one, where
+
+
+TINY = ["d4pg", "--preset", "tiny", "--steps", "1200", "--save_minutes", "100"]
+
+
+@pytest.fixture(scope="module", params=["uniform", "prioritised"])
+def whole(request, tmp_path_factory):
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train.main([*TINY, "--sampling", request.param, "--out", str(folder)])
+    return request.param, folder
+
+
+@pytest.mark.parametrize("steps", [4, 600, 1196])
+def test_a_run_that_was_resumed_is_bit_for_bit_one_that_was_not(
+    whole, steps, tmp_path, monkeypatch
+):
+    sampling, folder = whole
+    parts, turn = tmp_path / "parts", d4pg.Run.round
+
+    def stopped(run):
+        turn(run)
+        if run.steps == steps:
+            os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C
+
+    with monkeypatch.context() as patch:
+        patch.setattr(d4pg.Run, "round", stopped)
+        train.main([*TINY, "--sampling", sampling, "--out", str(parts)])
+    assert [path.name for path in parts.glob("*.pt")] == [f"step{steps:012d}.pt"]
+    train.main(["d4pg", "--resume", str(parts)])
+    name = "step000000001200.pt"
+    load = lambda path: torch.load(path / name, weights_only=True)
+    one, other = load(folder), load(parts)
+    assert one["agent"]["updates"] == 550
+    assert columns(folder) == columns(parts)
+    assert_same(one, other)
+
+
+def test_a_run_leaves_its_flags_its_numbers_and_two_checkpoints(whole):
+    _, folder = whole
+    config = json.loads((folder / "config.json").read_text())
+    assert config["algorithm"] == "d4pg"
+    assert config["steps"] == 1200
+    assert config["nstep"] == 3
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["steps"]) for row in rows] == [4, *range(200, 1201, 200)]
+    assert float(rows[-1]["ratio"]) == 0.5
+    assert float(rows[-1]["critic_loss"]) > 0
+    assert rows[-1]["eval_return"] != ""
+    assert sorted(p.name for p in folder.glob("*.pt")) == ["step000000001200.pt"]
+
+
+def test_the_last_two_checkpoints_stay(tmp_path):
+    train.main([*TINY, "--save_minutes", "0", "--steps", "120", "--out", str(tmp_path / "run")])
+    names = sorted(path.name for path in (tmp_path / "run").glob("step*"))
+    assert names == ["step000000000116.pt", "step000000000120.pt"]
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(tmp_path, capsys):
+    folder = tmp_path / "run"
+    train.main([*TINY, "--save_minutes", "0", "--steps", "400", "--out", str(folder)])
+    newest = folder / "step000000000400.pt"
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    train.main(["d4pg", "--resume", str(folder), "--steps", "404"])
+    assert "step000000000400.pt is damaged, the one before it is used" in capsys.readouterr().out
+    assert (folder / "step000000000404.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume", "nowhere"], "--resume nowhere: there is no run"),
+        (["--resume", "RUN", "--gamma", "0.5"], "--gamma is 0.95 in .*; begin a new run instead"),
+        (["--out", "RUN"], "RUN is not empty: --resume .* goes on, --out takes another"),
+        (["--out", "new", "--gamma", "2"], "--gamma is 2.0"),
+        (["--out", "new", "--capacity", "99999999999"], "GB are needed: lower --capacity"),
+        (["--out", "new", "--fd", "3", "--task", "stack"], "make some with: python train.py demos"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(words, message, whole, tmp_path, monkeypatch):
+    _, folder = whole
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").symlink_to(folder)
+    with pytest.raises(SystemExit, match=f"^train.py: .*{message}"):
+        train.main(["d4pg", "--preset", "tiny", *words])
+    assert os.listdir() == ["RUN"]
+    assert (folder / "step000000001200.pt").exists()
+
+
+def test_a_run_in_use_is_refused(whole):
+    _, folder = whole
+    with train.only_user(folder), pytest.raises(SystemExit, match="is in use by another process"):
+        train.main(["d4pg", "--resume", str(folder)])
+
+
+@pytest.mark.parametrize("flag", ["--gama", "--nsteps", "--step"])
+def test_a_misspelt_flag_of_an_algorithm_is_an_error(flag, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["d4pg", flag, "1"])
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
 def test_the_readmes_example_runs(tmp_path, monkeypatch):
