@@ -438,15 +438,22 @@ class Run:
         self.agent = Agent(config, self.fields["obs"][0], len(world.low))
         self.ring = max(1024, 4 * config.robots * config.nstep)
         self.items = replay.Items(self.fields, config.capacity, actors, self.ring)
-        self.memory = replay.Replay(self.items, config.sampling, config.seed, config.device)
+        self.memory = None
         self.board = make_board(actors, len(self.agent.act_weights()))
         self.processes, self.lives, self.restarts = [None] * actors, [0] * actors, 0
         self.looked = self.seen = 0
         self.sums, self.scaled = {}, False
         self.inline = None
 
+    def take(self):
+        """Take the memory that `items.bytes` tells of."""
+        config = self.config
+        self.memory = replay.Replay(self.items, config.sampling, config.seed, config.device)
+
     def start(self, state=None):
         """Begin, or go on from a checkpoint."""
+        if self.memory is None:
+            self.take()
         if state:
             self.load(state)
         elif self.config.fd:
@@ -618,6 +625,8 @@ def complete(config):
 
 def check_config(config):
     check = env.check
+    good = config.device == "cpu" or torch.cuda.is_available()
+    check(good, f"--device is {config.device}, and torch finds no GPU here; --device cpu works")
     check(config.env == "stack" or config.env.startswith("gymnasium:"),
           f"--env is {config.env!r}; it is stack, or gymnasium:ID")  # fmt: skip
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")

@@ -22,6 +22,7 @@ Departures from the papers:
 """
 
 import contextlib
+import math
 import mmap
 import os
 import shutil
@@ -47,8 +48,7 @@ class Shared:
     """
 
     def __init__(self, **spec):
-        self.spec = spec
-        self.bytes = sum(size for _, size in self._places())
+        self.spec, self.bytes = spec, bytes_of(spec)
         folder = SHM if os.path.isdir(SHM) else tempfile.gettempdir()
         self._check_room(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -59,19 +59,12 @@ class Shared:
                 raise MemoryError(f"{folder}: {error.strerror}. {self._advice()}") from None
             self._map(os.dup(file.fileno()))
 
-    def _places(self):
-        """Where each array begins, and what it takes, in bytes."""
-        begin = 0
-        for shape, dtype in self.spec.values():
-            size = -(-int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // ALIGN)
-            yield begin, size * ALIGN
-            begin += size * ALIGN
-
     def _map(self, fd):
-        self.fd, self.memory = fd, mmap.mmap(fd, self.bytes)
-        for (name, (shape, dtype)), (begin, _) in zip(self.spec.items(), self._places()):
-            count = int(np.prod(shape, dtype=np.int64))
-            setattr(self, name, np.frombuffer(self.memory, dtype, count, begin).reshape(shape))
+        self.fd, self.memory, begin = fd, mmap.mmap(fd, self.bytes), 0
+        for name, (shape, dtype) in self.spec.items():
+            array = np.frombuffer(self.memory, dtype, math.prod(shape), begin).reshape(shape)
+            setattr(self, name, array)
+            begin += bytes_of({name: (shape, dtype)})
 
     def _check_room(self, folder):
         free = min(shutil.disk_usage(folder).free, available_memory())
@@ -93,6 +86,12 @@ class Shared:
     def __del__(self):
         with contextlib.suppress(AttributeError, OSError):
             os.close(self.fd)
+
+
+def bytes_of(spec):
+    """What arrays take, each rounded up to whole cache lines."""
+    sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in spec.values())
+    return sum(-(-size // ALIGN) * ALIGN for size in sizes)
 
 
 def available_memory():
@@ -119,6 +118,7 @@ class Items:
 
     `fields` is name: (shape, dtype). Those of float32 lie side by side in `rows`, so that one
     gather fetches them and (o, a) is one stretch of a row; images (uint8) have arrays of their own.
+    `bytes` is what they will take; `take` takes it.
     """
 
     def __init__(self, fields, capacity, actors=1, ring=1024):
@@ -129,14 +129,19 @@ class Items:
             if dtype == np.float32:
                 self.columns[name] = slice(width, width := width + int(np.prod(shape)))
         self.images = [name for name in fields if name not in self.columns]
-        self.shared = Shared(
-            rows=((self.slots, width), np.float32),
-            serial=((self.slots,), np.int64),  # the how-manieth item of its actor, written last
-            numbers=((actors, ring), np.int64),  # slots lent to each actor
-            given=((actors,), np.int64),  # how many were lent, ever: the learner's to write
-            filled=((actors,), np.int64),  # how many are filled: the actor's to write
+        self.spec = {
+            "rows": ((self.slots, width), np.float32),
+            "serial": ((self.slots,), np.int64),  # the how-manieth item of its actor, written last
+            "numbers": ((actors, ring), np.int64),  # slots lent to each actor
+            "given": ((actors,), np.int64),  # how many were lent, ever: the learner's to write
+            "filled": ((actors,), np.int64),  # how many are filled: the actor's to write
             **{name: ((self.slots, *fields[name][0]), fields[name][1]) for name in self.images},
-        )
+        }
+        self.bytes, self.shared = bytes_of(self.spec), None
+
+    def take(self):
+        self.shared = self.shared or Shared(**self.spec)
+        return self
 
     def room(self, actor):
         """How many items an actor may write now."""
@@ -318,7 +323,7 @@ class Replay:
     """The learner's side: collect what actors filled, lend them slots, sample, remove."""
 
     def __init__(self, items, sampling="uniform", seed=0, device="cpu"):
-        self.items, self.rng = items, np.random.default_rng((1, seed))
+        self.items, self.rng = items.take(), np.random.default_rng((1, seed))
         self.index, self.device = SAMPLING[sampling](items.slots), device
         self.collected = np.zeros(items.actors, np.int64)
         self.free = np.arange(items.slots)[::-1].copy()  # never used, or given back: a stack

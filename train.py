@@ -118,11 +118,12 @@ def train(args):
     """Train until all steps are taken, --minutes are over, or Ctrl-C: then save."""
     config, folder = open_run(args)
     clock, run = time.monotonic(), ALGORITHMS[config.algorithm](config)  # bad input ends here
+    size, count = run.items.bytes / 1e9, config.capacity
+    tqdm.write(f"{folder}: {count:,} items will take {size:.2f} GB of shared memory")
+    run.take()
     with only_user(folder), Stop() as stop:
         text = json.dumps(vars(config), indent=1)
         env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
-        size, count = run.items.shared.bytes, config.capacity
-        tqdm.write(f"{folder}: {count:,} items take {size / 1e9:.2f} GB of shared memory")
         try:
             state = load_newest(folder, run) if args.resume else None
             log = Log(folder, args.tensorboard, state)
