@@ -71,6 +71,14 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "eval_episodes": ("episodes of an evaluation", 4, 32, 64),
 }
 
+CHOICES = {
+    "task": tuple(env.REWARDS),
+    "obs": ("features", "pixels"),
+    "network": tuple(networks.ENCODERS),
+    "sampling": tuple(replay.SAMPLING),
+    "device": ("cpu", "cuda"),
+}
+
 
 # --------------------------------------------------------------------------------------------
 # Learning
@@ -115,8 +123,10 @@ class Agent:
         self.flats = [networks.flatten(part) for part in self.online]
         self.target_flats = [networks.flatten(part) for part in self.target]
         rates = (config.critic_lr, config.policy_lr, config.critic_lr)
-        groups = [{"params": [x], "lr": lr} for x, lr in zip(self.flats, rates) if len(x)]
-        self.adam = torch.optim.Adam(groups, fused=True)
+        groups = {}  # one for each rate: Adam then takes one step for all that share it
+        for flat, rate in zip(self.flats, rates):
+            groups.setdefault(rate, {"lr": rate, "params": []})["params"].append(flat)
+        self.adam = torch.optim.Adam(groups.values(), fused=True)
         self.z = torch.linspace(config.vmin, config.vmax, config.atoms, device=device)
         self.updates = 0
 
@@ -149,7 +159,11 @@ class Agent:
             for target, online in zip(self.target_flats, self.flats):
                 target.copy_(online)
         TD = ((m - log_p.detach().exp()) @ self.z).abs()
-        return {"critic_loss": critic_loss, "q": Q.mean(), "td": TD.mean()}, TD
+        return {
+            "critic_loss": critic_loss.detach(),
+            "q": -policy_loss.detach(),
+            "td": TD.mean(),
+        }, TD
 
     def learn(self, memory, count):
         """`count` updates; mean metrics."""
@@ -160,7 +174,7 @@ class Agent:
             part = slice(k * size, (k + 1) * size)
             one = {name: value[part] for name, value in batch.items()}
             metrics, TD = self.update(one, m[part], None if weights is None else weights[part])
-            total = total + torch.stack([x.detach() for x in metrics.values()])
+            total = total + torch.stack(list(metrics.values()))
             TDs.append(TD)
         if weights is not None:
             memory.update(slots, torch.cat(TDs).cpu().numpy())
@@ -625,6 +639,24 @@ def complete(config):
 
 def check_config(config):
     check = env.check
+    for name in ("robots", "steps", "nstep", "batch", "hidden", "target_period", "round",
+                 "capacity", "threads", "log_every", "eval_every", "eval_episodes"):  # fmt: skip
+        value = getattr(config, name)
+        check(value >= 1, f"--{name} is {value}; expected 1 or more")
+    check(config.atoms >= 2, f"--atoms is {config.atoms}; expected 2 or more")
+    for name in (
+        "actors",
+        "updates_per_step",
+        "fd",
+        "curriculum",
+        "policy_lr",
+        "critic_lr",
+        "dial",
+    ):
+        value = getattr(config, name)
+        check(value >= 0, f"--{name} is {value}; expected 0 or more")
+    good = 0 < config.sigma_min <= config.sigma_max
+    check(good, f"--sigma_min is {config.sigma_min}; expected above 0, and up to --sigma_max")
     good = config.device == "cpu" or torch.cuda.is_available()
     check(good, f"--device is {config.device}, and torch finds no GPU here; --device cpu works")
     check(config.env == "stack" or config.env.startswith("gymnasium:"),

@@ -330,7 +330,8 @@ def add_algorithm(commands, name, text, flags):
     for flag, (what, *values) in flags.items():
         kind = type(values[1])
         parser.add_argument(
-            f"--{flag}", type=kind, metavar=kind.__name__.upper(),
+            f"--{flag}", type=kind, choices=d4pg.CHOICES.get(flag),
+            metavar=None if flag in d4pg.CHOICES else kind.__name__.upper(),
             help=f"{what} (tiny {values[0]}, classroom {values[1]}, paper {values[2]})",
         )  # fmt: skip
     for flag, (what, value) in RUN_FLAGS.items():

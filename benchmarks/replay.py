@@ -233,9 +233,12 @@ def with_writers(buffer, kind):
     context, draw = multiprocessing.get_context("spawn"), learn(buffer, kind, 256)
     for actor in WRITERS:
         args = (memory.items, actor, kind, go, os.getpid())
-        context.Process(target=writer, args=args, daemon=True).start()
-    while go.up.sum() < len(WRITERS):
-        time.sleep(0.1)
+        process = context.Process(target=writer, args=args, daemon=True)
+        process.start()
+        while not go.up[actor]:  # it imports torch first
+            if process.exitcode is not None:
+                raise SystemExit(f"an actor ended with exit code {process.exitcode}")
+            time.sleep(0.05)
 
     def step():
         memory.collect()

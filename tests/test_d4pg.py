@@ -19,6 +19,17 @@ def make_config(**changes):
     return SimpleNamespace(**tiny | changes)
 
 
+def test_the_preset_paper_is_table_1():
+    paper = {name: values[2] for name, (_, *values) in d4pg.FLAGS.items()}
+    table = {"size": 128, "vmin": 0, "vmax": 100, "atoms": 101, "nstep": 5, "batch": 64,
+             "target_period": 100, "gamma": 0.99, "capacity": 1_000_000, "network": "large",
+             "dial": 1, "sampling": "uniform"}  # fmt: skip
+    assert {name: paper[name] for name in table} == table
+    assert 5e-5 <= paper["policy_lr"] <= 2e-4
+    assert 5e-5 <= paper["critic_lr"] <= 2e-4
+    assert paper["actors"] * paper["robots"] == 256  # "task actors"
+
+
 # -- the projection
 
 
@@ -380,6 +391,10 @@ def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
         ({"env": "garden"}, "--env is 'garden'"),
         ({"gamma": 1.0}, "--gamma is 1.0"),
         ({"vmin": 5.0, "vmax": 2.0}, "--vmin 5.0 is not below --vmax 2.0"),
+        ({"robots": 0}, "--robots is 0; expected 1 or more"),
+        ({"updates_per_step": -0.5}, "--updates_per_step is -0.5; expected 0 or more"),
+        ({"sigma_min": 0.0}, "--sigma_min is 0.0; expected above 0"),
+        ({"atoms": 1}, "--atoms is 1; expected 2 or more"),
         ({"round": 7}, "--round is 7; it must divide --target_period"),
         ({"capacity": 50}, "--capacity is 50"),
         ({"device": "cuda"}, "--device is cuda, and torch finds no GPU here"),

@@ -44,6 +44,8 @@ def test_look_draws_a_picture(world, ending, tmp_path):
         (["look", "--size", "big"], "invalid int value: 'big'"),
         (["demos", "--world", "garden"], "invalid choice: 'garden'"),
         (["dance"], "invalid choice: 'dance'"),
+        (["d4pg", "--sampling", "fair"], "argument --sampling: invalid choice: 'fair'"),
+        (["d4pg", "--batch", "many"], "argument --batch: invalid int value: 'many'"),
         (["--count", "0"], "--count is 0; expected 1 or more"),
     ],
 )
