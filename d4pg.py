@@ -147,7 +147,7 @@ class Agent:
         critic_loss = (H if weights is None else weights * H).mean()
         x = x.detach()
         critic.requires_grad_(False)  # the policy climbs the critic, and does not change it
-        Q = critic(x, policy(x)).softmax(1) @ self.z  # Q(o, π(o | θ)) = Σ p_i z_i
+        Q = (critic(x, policy(x)).softmax(1) * self.z).sum(1)  # Q(o, π(o | θ)) = Σ p_i z_i
         critic.requires_grad_(True)
         policy_loss = -Q.mean()  # J(θ) = -E Q
         for flat in self.flats:
@@ -158,7 +158,7 @@ class Agent:
         if self.updates % self.config.target_period == 0:
             for target, online in zip(self.target_flats, self.flats):
                 target.copy_(online)
-        TD = ((m - log_p.detach().exp()) @ self.z).abs()
+        TD = ((m - log_p.detach().exp()) * self.z).sum(1).abs()
         return {
             "critic_loss": critic_loss.detach(),
             "q": -policy_loss.detach(),

@@ -55,7 +55,7 @@ def ours(kind, size):
         items.write(0, {"x": x})
         memory.collect()
 
-    def sample(count):
+    def sample(count):  # into a buffer that the next sample overwrites; the others make a new one
         slots, _, batch = memory.sample(count)
         return batch["x"], slots
 
