@@ -674,6 +674,7 @@ def check_config(config):
 def tune(config):
     """Settings that make a cpu quicker and change no equation."""
     torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)  # chances of 1e-40 cost more than those of 0, and mean the same
     # oneDNN multiplies matrices twice as fast as MKL on AMD's processors, and as exactly; on
     # processors with matrix units for bfloat16 it uses those.
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"

@@ -37,6 +37,7 @@ import train
 INTERVAL = 0.12  # seconds between checkpoints
 TINY = ("d4pg", "--preset", "tiny", "--steps", 10**9, "--eval_every", 10**9)
 OFTEN = (*TINY, "--save_minutes", INTERVAL / 60, "--log_every", 4)  # a row for every step
+ACTOR = d4pg.Actor
 
 
 # --------------------------------------------------------------------------------------------
@@ -522,13 +523,12 @@ def poison(kind, after):
         return mock.patch.object(torch.optim.Adam, "step", poisoned_step)
     if kind == "loss":
         return mock.patch.object(d4pg.Agent, "targets", poisoned_targets)
-    make = functools.partial(poisoned_actor, d4pg.Actor, kind, after)
-    return mock.patch.object(d4pg, "Actor", make)
+    return mock.patch.object(d4pg, "Actor", functools.partial(poisoned_actor, kind, after))
 
 
-def poisoned_actor(make, kind, after, *args):
+def poisoned_actor(kind, after, *args):
     """An actor, in whatever process, whose world tells one NaN."""
-    actor, calls = make(*args), itertools.count()
+    actor, calls = ACTOR(*args), itertools.count()
     step = actor.world.step
 
     def poisoned(action):
