@@ -114,7 +114,7 @@ def make_networks(config, shape, actions):
 
 
 class Agent:
-    """Networks π(o | θ) and Z(o, a | φ), their targets θ' and φ', and one update of them all."""
+    """Networks π(o | φ) and Z(o, a | θ), their targets φ' and θ', and one update of them all."""
 
     def __init__(self, config, shape, actions):
         self.config, device = config, config.device
@@ -135,7 +135,7 @@ class Agent:
         """Φ(Z'): where the critic should go, by the target networks and N rewards.  [B, N]"""
         encoder, policy, critic = self.target
         x = encoder(batch["next_obs"])
-        p = critic(x, policy(x)).softmax(1)  # Z(o_{t+N}, π(o_{t+N} | θ') | φ')
+        p = critic(x, policy(x)).softmax(1)  # Z(o_{t+N}, π(o_{t+N} | φ') | θ')
         return project(p, batch["reward"][:, 0], batch["discount"][:, 0], self.z)
 
     def update(self, batch, m, weights):
@@ -143,13 +143,13 @@ class Agent:
         encoder, policy, critic = self.online
         x = encoder(batch["obs"])
         log_p = critic(x, batch["action"]).log_softmax(1)
-        H = -(m * log_p).sum(1)  # H(Φ(Z'), Z(o_t, a_t | φ))
+        H = -(m * log_p).sum(1)  # H(Φ(Z'), Z(o_t, a_t | θ))
         critic_loss = (H if weights is None else weights * H).mean()
         x = x.detach()
         critic.requires_grad_(False)  # the policy climbs the critic, and does not change it
-        Q = (critic(x, policy(x)).softmax(1) * self.z).sum(1)  # Q(o, π(o | θ)) = Σ p_i z_i
+        Q = (critic(x, policy(x)).softmax(1) * self.z).sum(1)  # Q(o, π(o | φ)) = Σ p_i z_i
         critic.requires_grad_(True)
-        policy_loss = -Q.mean()  # J(θ) = -E Q
+        policy_loss = -Q.mean()  # J(φ) = -E Q
         for flat in self.flats:
             flat.grad.zero_()
         (critic_loss + policy_loss).backward()

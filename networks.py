@@ -107,7 +107,7 @@ class Scale(nn.Module):
 
 
 class Policy(nn.Module):
-    """π(o | θ): a vector (features, or what the encoder sees) to actions in [-1, 1]."""
+    """π(o | φ): a vector (features, or what the encoder sees) to actions in [-1, 1]."""
 
     def __init__(self, inputs, actions, hidden=256, layers=2):
         super().__init__()
@@ -121,7 +121,7 @@ class Policy(nn.Module):
 
 
 class Critic(nn.Module):
-    """Z(o, a | φ): logits ω_i of the atoms z_i, p_i ∝ exp ω_i(o, a) (appendix C.1)."""
+    """Z(o, a | θ): logits ω_i of the atoms z_i, p_i ∝ exp ω_i(o, a) (appendix C.1)."""
 
     def __init__(self, inputs, actions, atoms=101, hidden=256, layers=2):
         super().__init__()
