@@ -181,9 +181,9 @@ class Agent:
         gradient = torch.stack([flat.grad.norm() for flat in self.flats]).norm()
         values = [*(total / count).tolist(), gradient.item()]  # waits for a GPU, once a round
         metrics = dict(zip([*metrics, "gradient"], values))
-        for name, value in metrics.items():
-            if not np.isfinite(value):
-                raise FloatingPointError(f"{name} is {value} after {self.updates} updates")
+        bad = ", ".join(name for name, value in metrics.items() if not np.isfinite(value))
+        if bad:
+            raise FloatingPointError(f"{bad}: not finite after {self.updates} updates")
         return metrics
 
     def act_weights(self):
@@ -418,8 +418,10 @@ def load_weights(flats, weights):
 
 
 def actor_process(make, config, number, items, board, life, parent):
-    """An actor in a process of its own: until told to stop, or the learner is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    """An actor in a process of its own: until told to stop, or the learner is gone.
+
+    Ctrl-C is the parent's alone: children inherit that it is to be ignored.
+    """
     torch.set_num_threads(1)
     try:
         actor = make(config, number, items, board, life)
@@ -431,7 +433,8 @@ def actor_process(make, config, number, items, board, life, parent):
     except Exception as error:
         message = f"{type(error).__name__}: {error}".encode()[: board.errors.shape[1]]
         board.errors[number, : len(message)] = np.frombuffer(message, np.uint8)
-        raise SystemExit(1) from None
+        os._exit(1)
+    os._exit(0)  # at once: what is shared needs no cleaning up
 
 
 # --------------------------------------------------------------------------------------------
@@ -543,9 +546,11 @@ class Run:
     def start_actor(self, k):
         context = multiprocessing.get_context("spawn")
         args = (Actor, self.config, k, self.items, self.board, self.lives[k], os.getpid())
-        self.processes[k] = context.Process(target=actor_process, args=args, daemon=True)
-        self.processes[k].start()
-        self.lives[k] += 1
+        process = context.Process(target=actor_process, args=args, daemon=True)
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, also while it imports
+        process.start()
+        signal.signal(signal.SIGINT, ours)
+        self.processes[k], self.lives[k] = process, self.lives[k] + 1
 
     def supervise(self):
         """Ten times a second: begin killed actors anew, stop at what an actor gave up on."""
@@ -568,20 +573,20 @@ class Run:
     def close(self):
         """Stop the actors, gently and then not."""
         self.board.stop[0] = 1
-        for process in self.processes:
-            if process:
-                process.join(2)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+        deadline = time.monotonic() + 2
+        for process in filter(None, self.processes):
+            process.join(max(0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
 
-    def evaluate(self, episodes):
-        """Returns of the present policy."""
+    def evaluate(self, episodes, stop=None):
+        """Returns of the present policy; None if `stop` is asked for meanwhile."""
         world = make_world(self.config, 1, 0)
         eyes = make_networks(self.config, self.fields["obs"][0], len(world.low))
         flats = [networks.flatten(part) for part in eyes[:2]]
         load_weights(flats, self.agent.act_weights())
-        return evaluate(self.config, eyes, episodes)
+        return evaluate(self.config, eyes, episodes, stop)
 
     # -- what a checkpoint holds, and a row of the log
 
@@ -722,11 +727,13 @@ def remember_demos(config, demos, items, memory):
     memory.index.keep()
 
 
-def evaluate(config, eyes, episodes, seed=1_000_003):
+def evaluate(config, eyes, episodes, stop=None, seed=1_000_003):
     """Returns of the policy without noise: one episode of each of so many robots.  [episodes]"""
     world = make_world(config, episodes, seed)
     obs, total, running = world.observe(), np.zeros(episodes), np.ones(episodes, bool)
     while running.any():
+        if stop and stop.asked:
+            return None
         obs, reward, _, last = world.step(scaled(pick(eyes, obs), world))
         total += reward * running
         running &= ~last

@@ -15,12 +15,15 @@ import csv
 import fcntl
 import json
 import os
-import pickle
 import signal
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+
+if __name__ == "__main__":  # while the rest is imported, Ctrl-C ends the process without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -138,17 +141,19 @@ def train(args):
 def loop(run, folder, log, config, stop, clock):
     """Rounds of acting and learning, with a row, an evaluation or a checkpoint when it is time."""
     bar = tqdm(total=config.steps, initial=run.steps, unit="step", smoothing=0.05, mininterval=0.5)
-    saved, ended = time.monotonic(), run.finished()
+    saved, minutes = time.monotonic(), config.minutes
     with bar:
-        while not (ended or stop.asked):
-            run.round()
-            bar.update(run.steps - bar.n)
+        while True:
             now = time.monotonic()
-            ended = run.finished() or 0 < config.minutes < (now - clock) / 60
-            if run.steps >= log.next_row or ended:
-                row = log.row(run, config, now - clock, ended)
+            ended = run.finished() or 0 < minutes < (now - clock) / 60
+            if run.steps >= log.next_row or (ended and run.steps > log.last):
+                row = log.row(run, config, now - clock, ended, stop)
                 shown = {k: row[k] for k in ("return", "eval_return", "updates_per_s") if k in row}
                 bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if v == v})
+            if ended or stop.asked:
+                break
+            run.round()
+            bar.update(run.steps - bar.n)
             if now - saved > 60 * config.save_minutes:
                 save(folder, run, log)
                 saved = time.monotonic()
@@ -180,7 +185,8 @@ def open_run(args):
         name = config["env"].split(":")[-1].replace("/", "-")
         name = config["task"] if name == "stack" else name
         folder = Path(args.out or f"runs/{args.command}-{name}-{config['seed']}")
-        taken = folder.exists() and any(folder.iterdir())
+        folder_holds = list(folder.iterdir()) if folder.exists() else []
+        taken = any(p.name != "lock" and p.suffix != ".part" for p in folder_holds)
         env.check(
             not taken, f"{folder} is not empty: --resume {folder} goes on, --out takes another"
         )
@@ -226,7 +232,9 @@ class Log:
     def __init__(self, folder, tensorboard, state=None):
         self.path, state = folder / "metrics.csv", (state or {}).get("log", {})
         self.rows, self.seconds = state.get("rows", 0), state.get("seconds", 0.0)
+        self.before = self.seconds  # of training, in earlier parts of the run
         self.next_row, self.next_eval = state.get("next_row", 0), state.get("next_eval", 0)
+        self.last = state.get("last", -1)  # steps at the last row
         lines = self.path.read_text().splitlines()[1 : 1 + self.rows] if self.rows else []
         text = "\n".join([",".join(self.NAMES), *lines, ""])  # without rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
@@ -239,22 +247,32 @@ class Log:
             self.board = SummaryWriter(folder)
 
     def state(self):
-        return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval")}
+        return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval", "last")}
 
-    def row(self, run, config, seconds, ended):
+    def row(self, run, config, seconds, ended, stop):
         """Write what has been since the last row, with an evaluation if it is time."""
+        returns = None
+        if run.steps >= self.next_eval or ended:
+            returns = run.evaluate(config.eval_episodes, stop)
+            if returns is None:  # Ctrl-C: this row is written when the run goes on
+                return {}
         row = run.row()
-        self.next_row = (run.steps // config.log_every + 1) * config.log_every
+        self.last, self.next_row = (
+            row["steps"],
+            (run.steps // config.log_every + 1) * config.log_every,
+        )
         for name, before in self.latest.items():
             row[f"{name}_per_s"] = (row[name] - before) / (seconds - self.then)
         self.then, self.latest = seconds, {name: row[name] for name in self.latest}
-        if run.steps >= self.next_eval or ended:
+        if returns is not None:
             self.next_eval = (run.steps // config.eval_every + 1) * config.eval_every
-            returns = run.evaluate(config.eval_episodes)
             row |= {"eval_return": returns.mean(), "eval_std": returns.std()}
-        row["seconds"] = self.seconds + seconds
-        with open(self.path, "a") as file:
-            csv.DictWriter(file, self.NAMES).writerow(row)
+        row["seconds"] = self.seconds = self.before + seconds
+        try:
+            with open(self.path, "a") as file:
+                csv.DictWriter(file, self.NAMES).writerow(row)
+        except OSError as error:
+            raise OSError(f"{self.path} could not be written: {error.strerror}") from None
         self.rows += 1
         for name, value in row.items() if self.board else ():
             self.board.add_scalar(name, value, row["steps"])
@@ -279,10 +297,14 @@ def load_newest(folder, run):
         left.unlink()
     for path in sorted(folder.glob("step*.pt"), reverse=True):
         try:
+            with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
+                env.check(archive.testzip() is None, "a checksum is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
             env.check(state["version"] == VERSION, f"of version {state['version']}")
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as e:
-            tqdm.write(f"{path} is damaged, the one before it is used: {str(e).splitlines()[0]}")
+        except Exception as error:  # whatever a damaged file makes the readers stumble over
+            fault = " ".join(str(error).split())[:120] or type(error).__name__
+            tqdm.write(f"{path} is damaged, the one before it is used: {fault}")
+            path.rename(path.with_suffix(".damaged"))
         else:
             return {k: v if k == "agent" else arrays(v) for k, v in state.items()}
     tqdm.write(f"{folder} has no checkpoint yet: it begins anew")
@@ -390,12 +412,16 @@ COMMANDS = {"demos": demos, "look": look, "d4pg": train}
 
 def main(argv=None):
     args = parse(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for command in [args.command] if args.command else ("demos", "look"):
             COMMANDS[command](args)
     except (ValueError, ImportError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
         raise SystemExit(f"train.py: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
     main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an impatient Ctrl-C ends the cleaning-up
