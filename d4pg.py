@@ -317,7 +317,9 @@ class Actor:
     def step(self):
         """One step of every robot: act, look, remember.  (MetaMimic's algorithm 3)"""
         config, world, board, k = self.config, self.world, self.board, self.number
-        self.version = read_weights(board, self.flats, self.version)
+        self.version, weights = replay.read_weights(board, self.version)
+        if weights is not None:
+            networks.unflatten(self.flats, weights)
         if board.steps[k] * max(config.actors, 1) < config.warmup:
             action = self.rng.uniform(-1, 1, (world.n, len(world.low))).astype(np.float32)
         else:
@@ -374,47 +376,8 @@ def check_signals(config, obs, reward):
 
 
 # --------------------------------------------------------------------------------------------
-# What the learner and its actors share beside the items
+# An actor's process
 # --------------------------------------------------------------------------------------------
-
-
-def make_board(actors, weights):
-    """Numbers that one side writes and the other reads."""
-    return replay.Shared(
-        weights=((weights,), np.float32),
-        version=((1,), np.int64),  # odd while weights are being written
-        limit=((actors,), np.int64),  # steps that each actor may have taken
-        stop=((1,), np.int64),
-        steps=((actors,), np.int64),  # what each actor has taken
-        episodes=((actors,), np.int64),
-        returns=((actors, 64), np.float64),  # of each actor's latest episodes
-        errors=((actors, 1000), np.uint8),  # why an actor gave up
-    )
-
-
-def publish_weights(board, weights):
-    board.version += 1
-    board.weights[:] = weights
-    board.version += 1
-
-
-def read_weights(board, flats, version):
-    """Copy newer weights into an actor's networks, unless they are being written just now."""
-    now = int(board.version[0])
-    if now == version or now % 2:
-        return version
-    weights = board.weights.copy()
-    if board.version[0] != now:  # they changed while they were read: keep the old ones
-        return version
-    load_weights(flats, weights)
-    return now
-
-
-def load_weights(flats, weights):
-    begin = 0
-    for flat in flats:
-        flat.copy_(torch.from_numpy(weights[begin : begin + len(flat)]))
-        begin += len(flat)
 
 
 def actor_process(make, config, number, items, board, life, parent):
@@ -456,7 +419,7 @@ class Run:
         self.ring = max(1024, 4 * config.robots * config.nstep)
         self.items = replay.Items(self.fields, config.capacity, actors, self.ring)
         self.memory = None
-        self.board = make_board(actors, len(self.agent.act_weights()))
+        self.board = replay.make_board(actors, len(self.agent.act_weights()))
         self.processes, self.lives, self.restarts = [None] * actors, [0] * actors, 0
         self.looked = self.seen = 0
         self.sums, self.scaled = {}, False
@@ -475,7 +438,7 @@ class Run:
             self.load(state)
         elif self.config.fd:
             remember_demos(self.config, self.demos, self.items, self.memory)
-        publish_weights(self.board, self.agent.act_weights())
+        replay.publish_weights(self.board, self.agent.act_weights())
         if self.config.actors == 0:
             self.inline = Actor(self.config, 0, self.items, self.board)
             if state:
@@ -515,7 +478,7 @@ class Run:
             if not self.scaled:
                 self.fit_scale()
             metrics = self.agent.learn(self.memory, config.round)
-            publish_weights(self.board, self.agent.act_weights())
+            replay.publish_weights(self.board, self.agent.act_weights())
             for name, value in metrics.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
             self.sums["rounds"] = self.sums.get("rounds", 0.0) + 1
@@ -585,7 +548,7 @@ class Run:
         world = make_world(self.config, 1, 0)
         eyes = make_networks(self.config, self.fields["obs"][0], len(world.low))
         flats = [networks.flatten(part) for part in eyes[:2]]
-        load_weights(flats, self.agent.act_weights())
+        networks.unflatten(flats, self.agent.act_weights())
         return evaluate(self.config, eyes, episodes, stop)
 
     # -- what a checkpoint holds, and a row of the log

@@ -151,6 +151,14 @@ def flatten(module):
     return flat
 
 
+def unflatten(flats, weights):
+    """Put one vector back into the vectors of several modules."""
+    begin = 0
+    for flat in flats:
+        flat.copy_(torch.from_numpy(weights[begin : begin + len(flat)]))
+        begin += len(flat)
+
+
 if __name__ == "__main__":
     for name in ENCODERS:
         encoder = Encoder(name, images=2, size=128)

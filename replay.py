@@ -431,3 +431,37 @@ class Replay:
             getattr(memory, name)[:] = value
         self.collected[:] = memory.filled[:] = np.asarray(state["collected"])
         self.rng.bit_generator.state = state["rng"]
+
+
+# --------------------------------------------------------------------------------------------
+# What learner and actors tell each other beside the items
+# --------------------------------------------------------------------------------------------
+
+
+def make_board(actors, weights):
+    """Numbers that one side writes and the other reads."""
+    return Shared(
+        weights=((weights,), np.float32),
+        version=((1,), np.int64),  # odd while weights are being written
+        limit=((actors,), np.int64),  # steps that each actor may have taken
+        stop=((1,), np.int64),
+        steps=((actors,), np.int64),  # what each actor has taken
+        episodes=((actors,), np.int64),
+        returns=((actors, 64), np.float64),  # of each actor's latest episodes
+        errors=((actors, 1000), np.uint8),  # why an actor gave up
+    )
+
+
+def publish_weights(board, weights):
+    board.version += 1
+    board.weights[:] = weights
+    board.version += 1
+
+
+def read_weights(board, version):
+    """The version of the weights and, if they are newer and whole, a copy of them, or None."""
+    now = int(board.version[0])
+    if now == version or now % 2:
+        return version, None
+    weights = board.weights.copy()
+    return (now, weights) if board.version[0] == now else (version, None)

@@ -11,6 +11,7 @@ import torch
 import d4pg
 import env
 import networks
+import replay
 
 
 def make_config(**changes):
@@ -275,14 +276,33 @@ def test_updates_keep_the_ratio_to_environment_steps(actors):
 
 
 def test_weights_that_are_being_written_are_not_read():
-    board, flats = d4pg.make_board(1, 4), [torch.zeros(3), torch.zeros(1)]
-    d4pg.publish_weights(board, np.arange(4.0))
-    version = d4pg.read_weights(board, flats, -1)
-    assert torch.cat(flats).tolist() == [0, 1, 2, 3]
+    board = replay.make_board(1, 4)
+    replay.publish_weights(board, np.arange(4.0))
+    version, weights = replay.read_weights(board, -1)
+    assert weights.tolist() == [0, 1, 2, 3]
+    assert replay.read_weights(board, version) == (version, None)  # nothing new
     board.version += 1  # a learner begins to write, and is killed half-way
     board.weights[:2] = 9
-    assert d4pg.read_weights(board, flats, version) == version
-    assert torch.cat(flats).tolist() == [0, 1, 2, 3]
+    assert replay.read_weights(board, version) == (version, None)
+    assert replay.read_weights(board, -1) == (-1, None)
+
+
+def test_weights_that_change_while_they_are_read_are_not_used():
+    board = replay.make_board(1, 4)
+    replay.publish_weights(board, np.arange(4.0))
+
+    class Busy:  # the learner publishes while the actor copies
+        version, weights = board.version, board.weights
+
+        def copy(self):
+            mixed = board.weights.copy()
+            replay.publish_weights(board, np.full(4, 7.0))
+            return mixed
+
+    busy = Busy()
+    busy.weights = busy
+    assert replay.read_weights(busy, -1) == (-1, None)
+    assert replay.read_weights(board, -1)[1].tolist() == [7, 7, 7, 7]
 
 
 def test_every_robot_explores_with_noise_of_its_own():
