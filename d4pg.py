@@ -15,6 +15,7 @@ Departures from the papers:
  2. Features are brought to mean 0 and variance 1 by what the first `--warmup` steps have seen.
  3. Every robot explores with noise of its own, from --sigma_min to --sigma_max, as Ape-X's do.
  4. The distance between hand and block (appendix C.2) belongs to imitation: metamimic.py.
+ 5. Processors with matrix units for bfloat16 may use them for float32's products (`tune`).
 """
 
 import copy
@@ -44,7 +45,12 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "gamma": ("γ: discount factor", 0.95, 0.99, 0.99),
     "nstep": ("N: steps of a return", 3, 5, 5),
     "vmin": ("Vmin: least return that the critic can tell", 0.0, 0.0, 0.0),
-    "vmax": ("Vmax: the greatest; 0: 1 / (1 - γ), for rewards up to 1", 0.0, 0.0, 100.0),
+    "vmax": (
+        "Vmax: the greatest; 0 if Vmin is, too: 1 / (1 - γ), for rewards up to 1",
+        0.0,
+        0.0,
+        100.0,
+    ),
     "atoms": ("Vbins: of the critic's distribution", 21, 101, 101),
     "network": ("on images: " + ", ".join(networks.ENCODERS), "impala", "impala", "large"),
     "dial": ("times the paper's width of the network on images", 0.1, 0.5, 1.0),
@@ -62,7 +68,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.1, 0.1),
     "demos": ("folder of demonstrations, for the next two", "demos", "demos", "demos"),
     "fd": ("D4PGfD: how many demonstrations to put into memory", 0, 0, 0),
-    "curriculum": ("start in the first so many steps of a demonstration; 0: no", 0, 0, 0),
+    "curriculum": ("start in the first so many steps of a demonstration (paper: 300)", 0, 0, 0),
     "seed": ("of everything that is drawn at random", 0, 0, 0),
     "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
     "threads": ("of the learner on a cpu", 1, 1, 1),
@@ -176,14 +182,14 @@ class Agent:
             metrics, TD = self.update(one, m[part], None if weights is None else weights[part])
             total = total + torch.stack(list(metrics.values()))
             TDs.append(TD)
-        if weights is not None:
-            memory.update(slots, torch.cat(TDs).cpu().numpy())
         gradient = torch.stack([flat.grad.norm() for flat in self.flats]).norm()
         values = [*(total / count).tolist(), gradient.item()]  # waits for a GPU, once a round
         metrics = dict(zip([*metrics, "gradient"], values))
         bad = ", ".join(name for name, value in metrics.items() if not np.isfinite(value))
         if bad:
             raise FloatingPointError(f"{bad}: not finite after {self.updates} updates")
+        if weights is not None:
+            memory.update(slots, torch.cat(TDs).cpu().numpy())
         return metrics
 
     def act_weights(self):
@@ -249,7 +255,7 @@ def make_world(config, n, seed):
 
 
 def item_fields(world, rewards=1):
-    """What an item holds, in this order: (o, a) is then one stretch of a row."""
+    """What an item holds."""
     obs = world.observe()
     shape, dtype = obs.shape[1:], obs.dtype.type
     actions, number = (len(world.low),), ((rewards,), np.float32)
@@ -269,10 +275,16 @@ def scaled(action, world):
     return world.low + (action.astype(np.float64) + 1) / 2 * (world.high - world.low)
 
 
-def start_states(config):
-    """[states, S]: the first --curriculum states of all demonstrators' demonstrations."""
+def demonstrations(config, keys, count=None):
     folder = env.demo_folder(config.demos, "stack", "A", config.horizon)
-    demos = env.load_demos(folder, "stack", ("states",))
+    advice = f"python train.py demos --horizon {config.horizon} --demos {config.demos}"
+    env.check(folder.exists(), f"{folder} is not there; make it with: {advice}")
+    return env.load_demos(folder, "stack", keys, count)
+
+
+def start_states(config):
+    """[states, S]: the first --curriculum states of all demonstrations."""
+    demos = demonstrations(config, ("states",))
     return np.concatenate([demo["states"][: config.curriculum] for demo in demos])
 
 
@@ -295,14 +307,15 @@ class Actor:
         sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** ladder
         self.sigma = sigma[number::actors, None].astype(np.float32)  # [n, 1]
         self.window = NStep(config.robots, config.nstep, config.gamma)
-        self.returns = np.zeros(config.robots)
+        self.returns = np.zeros(config.robots)  # of the present episodes, so far
+        self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # and discounted
         self.starts = start_states(config) if config.curriculum else None
         self.begin(np.arange(config.robots))
 
     def begin(self, ids):
         """New episodes for some robots."""
         if len(ids):
-            self.returns[ids] = 0
+            self.returns[ids], self.G[ids], self.weight[ids] = 0, 0, 1
             self.obs[ids] = self.world.reset(ids)
             if self.starts is not None:
                 chosen = self.starts[self.rng.integers(len(self.starts), size=len(ids))]
@@ -326,7 +339,7 @@ class Actor:
             noise = self.rng.standard_normal((world.n, len(world.low)), np.float32)
             action = (pick(self.networks, self.obs) + self.sigma * noise).clip(-1, 1)
         next_obs, reward, discount, last = world.step(scaled(action, world))
-        check_signals(config, next_obs, reward)
+        self.check(next_obs, reward)
         begin = {"obs": self.obs, "action": action}
         robot, items = self.window.step(begin, reward[:, None], discount[:, None], last)
         self.items.write(k, items | {"next_obs": next_obs[robot]})
@@ -338,16 +351,29 @@ class Actor:
         self.begin(np.flatnonzero(last))
         board.steps[k] += world.n
 
+    def check(self, obs, reward):
+        """Stop at the source of a NaN, and of returns that the critic's support cannot tell."""
+        for name, value in (("observation", obs), ("reward", reward)):
+            if not np.isfinite(value).all():
+                robot = np.argwhere(~np.isfinite(value))[0][0]
+                raise FloatingPointError(f"the {name} of robot {robot} is not a finite number")
+        self.G += self.weight * reward  # Σ γ^t r_t
+        self.weight *= self.config.gamma
+        vmin, vmax, low, high = self.config.vmin, self.config.vmax, self.G.min(), self.G.max()
+        if low < vmin - 1e-6 or high > vmax + 1e-6:
+            worst, flag = (low, "vmin") if low < vmin - 1e-6 else (high, "vmax")
+            raise ValueError(
+                f"a return of {worst:g} leaves the support, {vmin:g} to {vmax:g}; "
+                f"begin again with --{flag}={2 * worst:.0f}, or what returns may come to"
+            )
+
     def state(self):
         """All that the future depends on, if the world can tell."""
         if not hasattr(self.world, "get_state"):
             return {}
-        window = {
-            name: getattr(self.window, name) for name in ("age", "at", "R", "discount", "kept")
-        }
         return {"rng": self.rng.bit_generator.state, "world": self.world.get_state(),
-                "episode": self.world.physics.episode, "window": window,
-                "returns": self.returns}  # fmt: skip
+                "episode": self.world.physics.episode, "window": vars(self.window),
+                "returns": self.returns, "G": self.G, "weight": self.weight}  # fmt: skip
 
     def load(self, state):
         if state:
@@ -355,24 +381,7 @@ class Actor:
             self.obs = self.world.set_state(state["world"])
             self.world.physics.episode[:] = state["episode"]
             vars(self.window).update(state["window"])
-            self.returns = state["returns"]
-
-
-def check_signals(config, obs, reward):
-    """Stop at the source of a NaN, and of rewards beyond what the critic's support can tell."""
-    for name, value in (("observation", obs), ("reward", reward)):
-        if not np.isfinite(value).all():
-            robot = np.argwhere(~np.isfinite(value))[0][0]
-            raise FloatingPointError(f"the {name} of robot {robot} is not a finite number")
-    low, high = config.vmin * (1 - config.gamma), config.vmax * (1 - config.gamma)
-    if reward.min() < low - 1e-6 or reward.max() > high + 1e-6:
-        worst = reward.min() if reward.min() < low - 1e-6 else reward.max()
-        limit = worst / (1 - config.gamma)
-        flag = f"--vmin {np.floor(limit):g}" if worst < low else f"--vmax {np.ceil(limit):g}"
-        raise ValueError(
-            f"a reward of {worst:g} leaves the support: returns of such rewards reach {limit:g}, "
-            f"the critic tells {config.vmin:g} to {config.vmax:g}; try {flag}"
-        )
+            self.returns, self.G, self.weight = (state[k] for k in ("returns", "G", "weight"))
 
 
 # --------------------------------------------------------------------------------------------
@@ -385,7 +394,7 @@ def actor_process(make, config, number, items, board, life, parent):
 
     Ctrl-C is the parent's alone: children inherit that it is to be ignored.
     """
-    torch.set_num_threads(1)
+    tune(threads=1)
     try:
         actor = make(config, number, items, board, life)
         while os.getppid() == parent and not board.stop[0]:
@@ -411,8 +420,8 @@ class Run:
     def __init__(self, config):
         self.config = config = complete(config)
         check_config(config)
-        tune(config)
-        self.demos, _ = load_demos(config)
+        tune(config.threads)
+        check_demos(config)
         world = make_world(config, 1, 0)
         self.fields, actors = item_fields(world), max(config.actors, 1)
         self.agent = Agent(config, self.fields["obs"][0], len(world.low))
@@ -420,8 +429,8 @@ class Run:
         self.items = replay.Items(self.fields, config.capacity, actors, self.ring)
         self.memory = None
         self.board = replay.make_board(actors, len(self.agent.act_weights()))
-        self.processes, self.lives, self.restarts = [None] * actors, [0] * actors, 0
-        self.looked = self.seen = 0
+        self.processes, self.lives, self.looked = [None] * actors, [0] * actors, 0.0
+        self.deaths, self.steps_then = [0] * actors, [-1] * actors  # without a step in between
         self.sums, self.scaled = {}, False
         self.inline = None
 
@@ -437,12 +446,13 @@ class Run:
         if state:
             self.load(state)
         elif self.config.fd:
-            remember_demos(self.config, self.demos, self.items, self.memory)
+            remember_demos(self.config, self.items, self.memory)
         replay.publish_weights(self.board, self.agent.act_weights())
         if self.config.actors == 0:
-            self.inline = Actor(self.config, 0, self.items, self.board)
+            self.inline = Actor(self.config, 0, self.items, self.board, self.lives[0])
             if state:
                 self.inline.load(state["actor"])
+            self.lives[0] += not self.inline.state()  # a world that cannot be saved begins anew
         else:
             for k in range(self.config.actors):
                 self.start_actor(k)
@@ -499,7 +509,8 @@ class Run:
         self.scaled = True
         encoder = self.agent.online[0]
         if isinstance(encoder, networks.Scale):
-            slots = self.memory.index.live()[:10_000]
+            live = self.memory.index.live()
+            slots = live[:: -(-len(live) // 10_000)]
             obs = self.items.shared.rows[slots, self.items.columns["obs"]]
             encoder.fit(torch.from_numpy(obs))
             self.agent.target_flats[0].copy_(self.agent.flats[0])
@@ -511,8 +522,10 @@ class Run:
         args = (Actor, self.config, k, self.items, self.board, self.lives[k], os.getpid())
         process = context.Process(target=actor_process, args=args, daemon=True)
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, also while it imports
-        process.start()
-        signal.signal(signal.SIGINT, ours)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, ours)
         self.processes[k], self.lives[k] = process, self.lives[k] + 1
 
     def supervise(self):
@@ -528,9 +541,10 @@ class Run:
             if message:
                 kind = FloatingPointError if message.startswith("FloatingPoint") else RuntimeError
                 raise kind(f"actor {k} gave up: {message}")
-            self.restarts += 1
-            if self.restarts > 100 + self.steps / 1000:
-                raise RuntimeError(f"actors were killed {self.restarts} times; see the memory left")
+            idle = self.board.steps[k] == self.steps_then[k]
+            self.deaths[k], self.steps_then[k] = 1 + idle * self.deaths[k], self.board.steps[k]
+            if self.deaths[k] > 5:
+                raise RuntimeError(f"actor {k} died six times without a step; is memory short?")
             self.start_actor(k)
 
     def close(self):
@@ -545,8 +559,7 @@ class Run:
 
     def evaluate(self, episodes, stop=None):
         """Returns of the present policy; None if `stop` is asked for meanwhile."""
-        world = make_world(self.config, 1, 0)
-        eyes = make_networks(self.config, self.fields["obs"][0], len(world.low))
+        eyes = make_networks(self.config, self.fields["obs"][0], *self.fields["action"][0])
         flats = [networks.flatten(part) for part in eyes[:2]]
         networks.unflatten(flats, self.agent.act_weights())
         return evaluate(self.config, eyes, episodes, stop)
@@ -601,47 +614,48 @@ def complete(config):
     """A copy, with what follows from the rest."""
     config = SimpleNamespace(**vars(config))
     env.check(0 < config.gamma < 1, f"--gamma is {config.gamma}; expected between 0 and 1")
-    config.vmax = config.vmax or 1 / (1 - config.gamma)
+    if config.vmax == 0 and config.vmin >= 0:
+        config.vmax = 1 / (1 - config.gamma)
     return config
+
+
+LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
+    "actors": (0, 1000), "robots": (1, 10_000), "updates_per_step": (0, 1000), "nstep": (1, 1000),
+    "hidden": (1, 10_000), "dial": (0, 10), "eval_episodes": (1, 10_000), "atoms": (2, 10_000),
+    "policy_lr": (0, 1), "critic_lr": (0, 1), "sigma_min": (1e-9, 100), "sigma_max": (1e-9, 100),
+    "seed": (0, 2**32 - 1), "horizon": (0, env.LONGEST), "warmup": (1, 10**12),
+    "vmin": (-1e30, 1e30), "vmax": (-1e30, 1e30), "gamma": (0, 1), "fd": (0, 10**6),
+    "curriculum": (0, env.LONGEST),
+}  # fmt: skip
 
 
 def check_config(config):
     check = env.check
-    for name in ("robots", "steps", "nstep", "batch", "hidden", "target_period", "round",
-                 "capacity", "threads", "log_every", "eval_every", "eval_episodes"):  # fmt: skip
-        value = getattr(config, name)
-        check(value >= 1, f"--{name} is {value}; expected 1 or more")
-    check(config.atoms >= 2, f"--atoms is {config.atoms}; expected 2 or more")
-    for name in (
-        "actors",
-        "updates_per_step",
-        "fd",
-        "curriculum",
-        "policy_lr",
-        "critic_lr",
-        "dial",
-    ):
-        value = getattr(config, name)
-        check(value >= 0, f"--{name} is {value}; expected 0 or more")
-    good = 0 < config.sigma_min <= config.sigma_max
-    check(good, f"--sigma_min is {config.sigma_min}; expected above 0, and up to --sigma_max")
+    for name, (_, *values) in FLAGS.items():
+        value, (low, high) = getattr(config, name), LIMITS.get(name, (1, 10**15))
+        good = isinstance(value, str) or low <= value <= high  # false for a NaN, too
+        check(good, f"--{name} is {value}; expected a number from {low:g} to {high:g}")
+        good = not isinstance(values[1], int) or isinstance(value, int)
+        check(good, f"--{name} is {value!r}; expected a whole number")
+    good = config.sigma_min <= config.sigma_max
+    check(good, f"--sigma_min is {config.sigma_min}; expected no more than --sigma_max")
     good = config.device == "cpu" or torch.cuda.is_available()
     check(good, f"--device is {config.device}, and torch finds no GPU here; --device cpu works")
     check(config.env == "stack" or config.env.startswith("gymnasium:"),
           f"--env is {config.env!r}; it is stack, or gymnasium:ID")  # fmt: skip
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")
-    check(
-        config.warmup >= config.batch, f"--warmup is {config.warmup}; a batch needs {config.batch}"
-    )
+    # windows of n steps hold items back: a batch must be there before the limit waits for it
+    least = config.batch + config.robots * max(config.actors, 1) * config.nstep
+    check(config.warmup >= least, f"--warmup is {config.warmup}; {least} are needed for a batch")
     good = config.target_period % config.round == 0
     check(good, f"--round is {config.round}; it must divide --target_period")
     least = config.batch * config.round
     check(config.capacity >= least, f"--capacity is {config.capacity}; a round needs {least}")
 
 
-def tune(config):
-    """Settings that make a cpu quicker and change no equation."""
-    torch.set_num_threads(config.threads)
+def tune(threads):
+    """Settings that make a cpu quicker (departure 5)."""
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # chances of 1e-40 cost more than those of 0, and mean the same
     # oneDNN multiplies matrices twice as fast as MKL on AMD's processors, and as exactly; on
     # processors with matrix units for bfloat16 it uses those.
@@ -652,24 +666,22 @@ def tune(config):
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in actors
 
 
-def load_demos(config):
-    """What D4PGfD and the curriculum take from demonstrations; refuses what they cannot use."""
-    check, folder = env.check, env.demo_folder(config.demos, "stack", "A", config.horizon)
-    demos = starts = None
+def check_demos(config):
+    """Refuse, before anything runs, what D4PGfD and the curriculum cannot use."""
     if config.fd:
         good = config.env == "stack" and config.task == "stack"
-        check(good, "--fd needs --env stack --task stack: the files hold that task's rewards")
-        demos = env.load_demos(folder, "stack", ("states", "actions", "rewards"), config.fd)
+        env.check(good, "--fd needs --env stack --task stack: the files hold that task's rewards")
         most = config.fd * config.horizon
-        check(most < config.capacity, f"--fd {config.fd} is {most} items; raise --capacity")
+        env.check(most < config.capacity, f"--fd {config.fd} is {most} items; raise --capacity")
+        demonstrations(config, ("states", "actions", "rewards"), config.fd)
     if config.curriculum:
-        check(config.env == "stack", "--curriculum needs --env stack")
-        starts = start_states(config)
-    return demos, starts
+        env.check(config.env == "stack", "--curriculum needs --env stack")
+        start_states(config)
 
 
-def remember_demos(config, demos, items, memory):
+def remember_demos(config, items, memory):
     """D4PGfD: demonstrations with actions and rewards, in memory for good (Vecerik et al. 2017)."""
+    demos = demonstrations(config, ("states", "actions", "rewards"), config.fd)
     for begin in range(0, len(demos), config.robots):  # as many at a time as an actor has robots
         group = demos[begin : begin + config.robots]
         states, actions, rewards = (
@@ -698,6 +710,6 @@ def evaluate(config, eyes, episodes, stop=None, seed=1_000_003):
         if stop and stop.asked:
             return None
         obs, reward, _, last = world.step(scaled(pick(eyes, obs), world))
-        total += reward * running
+        total += np.where(running, reward, 0)
         running &= ~last
     return total

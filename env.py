@@ -1226,6 +1226,7 @@ def _read(archive, key, kind, shape):
 def load_demos(folder, world, keys=("states", "obs/features", "obs/body"), count=None):
     """The first `count` demonstrations of a folder (or the one that a file is), in order."""
     paths = sorted(Path(folder).glob("*.npz")) if Path(folder).is_dir() else [Path(folder)]
+    paths = [path for path in paths if path.exists()]
     enough = len(paths) >= max(count or 1, 1)
     advice = "make some with: python train.py demos"
     check(enough, f"{folder} holds {len(paths)} demonstrations, {count or 1} wanted; {advice}")
@@ -1407,6 +1408,7 @@ class Gymnasium:
         check(good, f"{name}: expected bounded actions and one row of observations")
         self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
         self.horizon = self.envs[0].spec.max_episode_steps
+        check(self.horizon, f"{name} has no time limit; give it one with --horizon")
         self.episode, self.obs = np.zeros(n, np.int64), np.zeros((n, *self._space().shape), "f4")
         self.reset()
 

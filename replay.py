@@ -117,7 +117,7 @@ class Items:
     """Slots for items, and for each actor the ring of slots that it may fill.
 
     `fields` is name: (shape, dtype). Those of float32 lie side by side in `rows`, so that one
-    gather fetches them and (o, a) is one stretch of a row; images (uint8) have arrays of their own.
+    gather fetches them; images (uint8) have arrays of their own.
     `bytes` is what they will take; `take` takes it.
     """
 
@@ -331,7 +331,7 @@ class Replay:
         self.items, self.rng = items.take(), np.random.default_rng((1, seed))
         self.index, self.device = SAMPLING[sampling](items.slots), device
         self.collected = np.zeros(items.actors, np.int64)
-        self.free = np.arange(items.slots)[::-1].copy()  # never used, or given back: a stack
+        self.free = np.arange(items.slots)[::-1].copy()  # never used so far: a stack
         self.unused, self.buffers = items.slots, {}
         self.lend()
 
@@ -397,7 +397,7 @@ class Replay:
 
     def _split(self, rows, images):
         """Views of the columns, of the shape of one item if that has more than one axis."""
-        batch = {"rows": rows}
+        batch = {}
         for name, columns in self.items.columns.items():
             shape = self.items.fields[name][0]
             batch[name] = rows[:, columns] if len(shape) == 1 else rows[:, columns].view(-1, *shape)

@@ -120,6 +120,9 @@ def save_picture(path, films):
 def train(args):
     """Train until all steps are taken, --minutes are over, or Ctrl-C: then save."""
     config, folder = open_run(args)
+    for name in RUN_FLAGS:
+        value = getattr(config, name)
+        env.check(0 <= value < 1e9, f"--{name} is {value}; expected a number from 0")
     clock, run = time.monotonic(), ALGORITHMS[config.algorithm](config)  # bad input ends here
     size, count = run.items.bytes / 1e9, config.capacity
     tqdm.write(f"{folder}: {count:,} items will take {size:.2f} GB of shared memory")
@@ -128,7 +131,9 @@ def train(args):
         text = json.dumps(vars(config), indent=1)
         env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
         try:
-            state = load_newest(folder, run) if args.resume else None
+            state = load_newest(folder) if args.resume else None
+            if state and int(state["board"]["steps"].sum()) >= config.steps:
+                raise ValueError(f"--steps {config.steps} are taken; raise --steps to go on")
             log = Log(folder, args.tensorboard, state)
             run.start(state)
             log.latest = {"steps": run.steps, "updates": run.updates}
@@ -166,30 +171,40 @@ def final(folder):
     return f"return {float(rows[-1]['eval_return']):.4g}" if rows else "never evaluated"
 
 
+OURS = ("config.json", "metrics.csv", "lock")  # what a run has before its first checkpoint
+
+
 def open_run(args):
     """The configuration, of a new folder or of the run that is to go on."""
-    if args.resume:
-        folder = Path(args.resume)
-        env.check((folder / "config.json").exists(), f"--resume {folder}: there is no run")
-        config = json.loads((folder / "config.json").read_text())
-        env.check(
-            config["algorithm"] == args.command, f"{folder} is a run of {config['algorithm']}"
-        )
-        for name in args.given - {"resume", "command", "tensorboard", "preset", "out"}:
-            good = name in MAY_CHANGE or config[name] == getattr(args, name)
-            env.check(good, f"--{name} is {config.get(name)} in {folder}; begin a new run instead")
-            config[name] = getattr(args, name)
-    else:
-        names = [*d4pg.FLAGS, *RUN_FLAGS]
+    names = {**d4pg.FLAGS, **RUN_FLAGS}
+    if args.resume is None:
         config = {"algorithm": args.command} | {name: getattr(args, name) for name in names}
         name = config["env"].split(":")[-1].replace("/", "-")
         name = config["task"] if name == "stack" else name
         folder = Path(args.out or f"runs/{args.command}-{name}-{config['seed']}")
-        folder_holds = list(folder.iterdir()) if folder.exists() else []
-        taken = any(p.name != "lock" and p.suffix != ".part" for p in folder_holds)
+        env.check(folder.is_dir() or not folder.exists(), f"--out {folder} is no folder")
+        there = list(folder.iterdir()) if folder.exists() else []
+        taken = any(p.name not in OURS and p.suffix != ".part" for p in there)
         env.check(
             not taken, f"{folder} is not empty: --resume {folder} goes on, --out takes another"
         )
+        return SimpleNamespace(**config), folder
+    folder = Path(args.resume)
+    path = folder / "config.json"
+    env.check(args.out is None, "--resume goes on in its own folder; leave out --out")
+    env.check(args.resume and path.exists(), f"--resume {folder}: there is no run")
+    try:
+        config = json.loads(path.read_text())
+        good = config["algorithm"] in ALGORITHMS
+        good = good and all(type(config[n]) is type(getattr(args, n)) for n in names)
+    except (ValueError, KeyError, TypeError):
+        good = False
+    env.check(good, f"{path} is damaged, or of another version")
+    env.check(config["algorithm"] == args.command, f"{folder} is a run of {config['algorithm']}")
+    for name in args.given & set(names):
+        good = name in MAY_CHANGE or config[name] == getattr(args, name)
+        env.check(good, f"--{name} is {config[name]} in {folder}; begin a new run instead")
+        config[name] = getattr(args, name)
     return SimpleNamespace(**config), folder
 
 
@@ -217,7 +232,7 @@ class Stop:
         if self.asked:
             os._exit(130)
         self.asked = True
-        print("\nstopping: saving a checkpoint (Ctrl-C again: at once)", file=sys.stderr)
+        os.write(2, b"\nstopping: saving a checkpoint (Ctrl-C again: at once)\n")
 
     def __exit__(self, *_):
         signal.signal(signal.SIGINT, self.before)
@@ -235,7 +250,8 @@ class Log:
         self.before = self.seconds  # of training, in earlier parts of the run
         self.next_row, self.next_eval = state.get("next_row", 0), state.get("next_eval", 0)
         self.last = state.get("last", -1)  # steps at the last row
-        lines = self.path.read_text().splitlines()[1 : 1 + self.rows] if self.rows else []
+        there = self.rows and self.path.exists()
+        lines = self.path.read_text().splitlines()[1 : 1 + self.rows] if there else []
         text = "\n".join([",".join(self.NAMES), *lines, ""])  # without rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
         self.then, self.latest, self.board = 0.0, {"steps": 0, "updates": 0}, None
@@ -270,7 +286,7 @@ class Log:
         row["seconds"] = self.seconds = self.before + seconds
         try:
             with open(self.path, "a") as file:
-                csv.DictWriter(file, self.NAMES).writerow(row)
+                csv.DictWriter(file, self.NAMES, lineterminator="\n").writerow(row)
         except OSError as error:
             raise OSError(f"{self.path} could not be written: {error.strerror}") from None
         self.rows += 1
@@ -291,22 +307,28 @@ def save(folder, run, log):
         old.unlink()
 
 
-def load_newest(folder, run):
-    """The newest checkpoint that is whole; those that are not are named."""
+def load_newest(folder):
+    """The newest checkpoint that is whole; those that are not are named, and set aside."""
     for left in folder.glob(".*.part"):  # of a save that was killed
         left.unlink()
-    for path in sorted(folder.glob("step*.pt"), reverse=True):
+    paths = sorted(folder.glob("step*.pt"), reverse=True)
+    for path in paths:
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
                 env.check(archive.testzip() is None, "a checksum is wrong")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            env.check(state["version"] == VERSION, f"of version {state['version']}")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            env.check(set(state) >= {"version", "agent", "board", "log"}, "it is no checkpoint")
+        except (MemoryError, PermissionError) as error:  # not the file's fault
+            raise OSError(f"{path} could not be read: {error}") from None
         except Exception as error:  # whatever a damaged file makes the readers stumble over
             fault = " ".join(str(error).split())[:120] or type(error).__name__
             tqdm.write(f"{path} is damaged, the one before it is used: {fault}")
             path.rename(path.with_suffix(".damaged"))
         else:
+            good = state["version"] == VERSION
+            env.check(good, f"{path} is of version {state['version']}; here it is {VERSION}")
             return {k: v if k == "agent" else arrays(v) for k, v in state.items()}
+    env.check(not paths, f"no checkpoint of {folder} could be read; --out begins a new run")
     tqdm.write(f"{folder} has no checkpoint yet: it begins anew")
     return None
 
@@ -316,7 +338,7 @@ def tensors(tree):
     if isinstance(tree, dict):
         return {key: tensors(value) for key, value in tree.items()}
     if isinstance(tree, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(tree)).clone()
+        return torch.from_numpy(np.ascontiguousarray(tree))
     return tree.item() if isinstance(tree, np.generic) else tree
 
 
@@ -369,6 +391,8 @@ def fill(args, flags):
     for flag, (_, value) in RUN_FLAGS.items():
         if flag not in args.given:
             setattr(args, flag, value)
+    if args.env != "stack" and "horizon" not in args.given:
+        args.horizon = 0  # an environment of another library has a limit of its own
 
 
 def parse(argv=None):

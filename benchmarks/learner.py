@@ -150,7 +150,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=9, help="turns of each row")
     args = parser.parse_args()
     default = torch.backends.mkldnn.matmul.fp32_precision
-    d4pg.tune(make_config())
+    d4pg.tune(threads=1)
     ours = torch.backends.mkldnn.matmul.fp32_precision
     rows, learners = {}, {}
     for b in (64, 256):

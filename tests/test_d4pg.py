@@ -314,7 +314,9 @@ def test_every_robot_explores_with_noise_of_its_own():
 def test_rewards_beyond_the_support_end_the_run_and_name_the_flag():
     pytest.importorskip("gymnasium")
     run = d4pg.Run(make_config(env="gymnasium:Pendulum-v1", horizon=0)).start()
-    with pytest.raises(ValueError, match=r"leaves the support: .* try --vmin -\d+"):
+    with pytest.raises(
+        ValueError, match=r"leaves the support, 0 to 20; begin again with --vmin=-\d+"
+    ):
         drive(run)
 
 
@@ -411,16 +413,22 @@ def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
         ({"env": "garden"}, "--env is 'garden'"),
         ({"gamma": 1.0}, "--gamma is 1.0"),
         ({"vmin": 5.0, "vmax": 2.0}, "--vmin 5.0 is not below --vmax 2.0"),
-        ({"robots": 0}, "--robots is 0; expected 1 or more"),
-        ({"updates_per_step": -0.5}, "--updates_per_step is -0.5; expected 0 or more"),
-        ({"sigma_min": 0.0}, "--sigma_min is 0.0; expected above 0"),
-        ({"atoms": 1}, "--atoms is 1; expected 2 or more"),
+        ({"robots": 0}, "--robots is 0; expected a number from 1 to 10000"),
+        ({"updates_per_step": -0.5}, "--updates_per_step is -0.5; expected"),
+        ({"sigma_min": 0.0}, "--sigma_min is 0.0; expected"),
+        ({"atoms": 1}, "--atoms is 1; expected a number from 2"),
+        ({"vmin": float("nan")}, "--vmin is nan; expected a number"),
+        ({"seed": -1}, "--seed is -1; expected a number from 0 to 4.29"),
+        ({"batch": 3.5}, "--batch is 3.5; expected a whole number"),
         ({"round": 7}, "--round is 7; it must divide --target_period"),
         ({"capacity": 50}, "--capacity is 50"),
         ({"device": "cuda"}, "--device is cuda, and torch finds no GPU here"),
-        ({"warmup": 3}, "--warmup is 3; a batch needs 16"),
+        ({"warmup": 3}, "--warmup is 3; 28 are needed for a batch"),
         ({"fd": 5, "task": "lift"}, "--fd needs --env stack --task stack"),
-        ({"fd": 5, "task": "stack", "demos": "nowhere"}, "make some with: python train.py demos"),
+        (
+            {"fd": 5, "task": "stack", "demos": "nowhere"},
+            "make it with: python train.py demos --horizon 20 --demos nowhere",
+        ),
     ],
 )
 def test_bad_flags_are_refused_before_anything_runs(changes, message):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -184,7 +185,15 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(tmp_
         (["--out", "RUN"], "RUN is not empty: --resume .* goes on, --out takes another"),
         (["--out", "new", "--gamma", "2"], "--gamma is 2.0"),
         (["--out", "new", "--capacity", "99999999999"], "GB are needed: lower --capacity"),
-        (["--out", "new", "--fd", "3", "--task", "stack"], "make some with: python train.py demos"),
+        (["--out", "new", "--fd", "3", "--task", "stack"], "make it with: python train.py demos"),
+        (["--out", "new", "--robots", "99999"], "--robots is 99999; expected"),
+        (["--out", "new", "--minutes", "nan"], "--minutes is nan; expected"),
+        (["--out", "new", "--env", "gymnasium:Nothing-v0"], "gymnasium cannot make Nothing-v0"),
+        (
+            ["--resume", "RUN", "--out", "new"],
+            "--resume goes on in its own folder; leave out --out",
+        ),
+        (["--resume", "RUN", "--steps", "5"], "--steps 5 are taken; raise --steps to go on"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(words, message, whole, tmp_path, monkeypatch):
@@ -195,6 +204,47 @@ def test_bad_input_is_one_line_and_leaves_no_folder(words, message, whole, tmp_p
         train.main(["d4pg", "--preset", "tiny", *words])
     assert os.listdir() == ["RUN"]
     assert (folder / "step000000001200.pt").exists()
+
+
+def copy_of(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_a_run_that_can_be_read_by_nobody_is_left_as_it_is(whole, tmp_path, monkeypatch):
+    """Neither a memory that is short nor files that are damaged may cost a run its numbers."""
+    folder = copy_of(whole[1], tmp_path)
+    rows = (folder / "metrics.csv").read_text()
+
+    def short(*args, **kwargs):
+        raise MemoryError("short")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", short)
+        with pytest.raises(SystemExit, match="short"):
+            train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
+    assert (folder / "step000000001200.pt").exists()
+    (folder / "step000000001200.pt").write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match=r"no checkpoint of .* could be read"):
+        train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
+    assert (folder / "metrics.csv").read_text() == rows
+
+
+@pytest.mark.parametrize("text", ["{}", "nonsense", '{"algorithm": "d4pg", "steps": "many"}'])
+def test_a_damaged_config_is_refused_by_name(whole, text, tmp_path):
+    folder = copy_of(whole[1], tmp_path)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"config.json is damaged, or of another version"):
+        train.main(["d4pg", "--resume", str(folder)])
+
+
+def test_a_run_whose_rewards_leave_the_support_can_be_begun_again_at_once(tmp_path):
+    pytest.importorskip("gymnasium")
+    words = ["d4pg", "--preset", "tiny", "--env", "gymnasium:Pendulum-v1", "--steps", "300"]
+    words += ["--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="begin again with --vmin=-"):
+        train.main(words)
+    train.main([*words, "--vmin=-340", "--vmax=1"])
+    assert json.loads((tmp_path / "run/config.json").read_text())["horizon"] == 0  # its own 200
 
 
 def test_a_run_in_use_is_refused(whole):
