@@ -288,6 +288,14 @@ def start_states(config):
     return np.concatenate([demo["states"][: config.curriculum] for demo in demos])
 
 
+def ladder(config, number):
+    """σ of one actor's robots, of all from the quietest to the loudest in equal ratios.  [n, 1]"""
+    actors = max(config.actors, 1)
+    rung = (np.arange(config.robots * actors) + 0.5) / (config.robots * actors)
+    sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** rung
+    return sigma[number::actors, None].astype(np.float32)
+
+
 class Actor:
     """A world of n robots, the policy, and what they have just done."""
 
@@ -302,10 +310,7 @@ class Actor:
         self.networks = make_networks(config, shape, actions)
         self.flats = [networks.flatten(part) for part in self.networks[:2]]
         self.version = -1
-        actors = max(config.actors, 1)  # σ_i, from the quietest robot of all to the loudest
-        ladder = (np.arange(config.robots * actors) + 0.5) / (config.robots * actors)
-        sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** ladder
-        self.sigma = sigma[number::actors, None].astype(np.float32)  # [n, 1]
+        self.sigma = ladder(config, number)
         self.window = NStep(config.robots, config.nstep, config.gamma)
         self.returns = np.zeros(config.robots)  # of the present episodes, so far
         self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # and discounted

@@ -114,11 +114,18 @@ def round_to(x, digits):
 def together(seconds=6):
     """One actor process beside the learner, neither waiting: their rates, over those alone."""
     config = make_config(actors=1, warmup=2000, capacity=50_000)
-    world, action = d4pg.make_world(config, config.robots, 0), np.zeros((config.robots, 9))
-    alone = []
-    for _ in range(5):
-        alone.append(rate(lambda n: [world.step(action) for _ in range(n)], 100) * config.robots)
-        world.reset()
+    world = d4pg.make_world(config, config.robots, 0)
+    sigma, rng = d4pg.ladder(config, 0), np.random.default_rng(0)
+    actions = (sigma * rng.standard_normal((config.horizon, config.robots, 9))).clip(-1, 1)
+
+    def play(episodes):  # what a new policy does: its noise
+        for _ in range(episodes):
+            for action in actions:
+                world.step(action)
+            world.reset()
+
+    steps = config.horizon * config.robots
+    alone = [rate(play, 1) * steps for _ in range(5)]
     run = d4pg.Run(config)
     run.set_limits = lambda: run.board.limit.fill(10**9)
     due, run.due = run.due, lambda: 0
