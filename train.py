@@ -316,7 +316,7 @@ def load_newest(folder):
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
                 env.check(archive.testzip() is None, "a checksum is wrong")
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             env.check(set(state) >= {"version", "agent", "board", "log"}, "it is no checkpoint")
         except (MemoryError, PermissionError) as error:  # not the file's fault
             raise OSError(f"{path} could not be read: {error}") from None

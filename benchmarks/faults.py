@@ -389,7 +389,7 @@ def checkpoint_cut(folder, rng, count):
     run = folder / "run"
     train_here("--steps", 400, "--save_minutes", 0.0003, "--out", run)
     older, newest = checkpoints(run)
-    whole, right = newest.read_bytes(), train.load_newest(run, None)
+    whole, right = newest.read_bytes(), train.load_newest(run)
     places = range(0, len(whole), len(whole) // count if count else 4096)
     trials = [(f"cut at {place}", whole[:place]) for place in places]
     for bit in rng.integers(0, 8 * len(whole), 20):
@@ -401,7 +401,7 @@ def checkpoint_cut(folder, rng, count):
         out, state = io.StringIO(), None
         with contextlib.redirect_stdout(out):
             try:
-                state = train.load_newest(run, None)
+                state = train.load_newest(run)
             except Exception as error:
                 print(f"it raised {type(error).__name__}: {error}")
         harmless = len(damaged) == len(whole) and same(state, right)  # a bit of padding

@@ -90,3 +90,33 @@ def test_one_vector_holds_all_parameters_and_another_their_gradients():
     out = module(x)
     flat += 1.0
     assert not torch.equal(module(x), out)
+
+
+def test_a_block_adds_to_what_it_was_given():
+    torch.manual_seed(0)
+    block = networks.Residual(4, norm=False)
+    x = torch.randn(2, 4, 6, 6)
+    elu = torch.nn.functional.elu
+    first, second = block.first[0], block.second[0]
+    assert torch.allclose(block(x), x + second(elu(first(elu(x)))), atol=1e-6)
+
+
+def test_layers_are_linear_normalised_and_bent():
+    torch.manual_seed(0)
+    net, x = networks.mlp(5, 3, hidden=7), torch.randn(4, 5)
+    (W1, b1), (W2, b2), (W3, b3) = [(m.weight, m.bias) for m in (net[0], net[3], net[6])]
+    normal = lambda h: (h - h.mean(1, keepdim=True)) / (h.var(1, False, keepdim=True) + 1e-5).sqrt()
+    elu = lambda h: torch.where(h > 0, h, h.exp() - 1)
+    h = elu(normal(elu(normal(x @ W1.T + b1)) @ W2.T + b2))
+    assert torch.allclose(net(x), h @ W3.T + b3, atol=1e-5)
+
+
+def test_images_come_to_numbers_around_zero():
+    encoder, seen = networks.Encoder("impala", size=32, dial=0.1), []
+    encoder.stages.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    images[0, :16] = 255
+    encoder(images)
+    assert seen[0].shape == (1, 3, 32, 32)
+    assert seen[0].unique().tolist() == [-0.5, 0.5]
+    assert (seen[0][:, :, :16] == 0.5).all()

@@ -183,10 +183,12 @@ def test_what_is_kept_stays_for_good(sampling):
 def test_a_memory_that_was_saved_goes_on_as_if_it_had_not_been(sampling):
     pairs = [make(capacity=50, sampling=sampling, ring=8) for _ in range(2)]
     (items, memory), (other, copy) = pairs
-    fill(items, memory, 130)
+    fill(items, memory, 20)
+    memory.index.keep()
+    fill(items, memory, 110)
     memory.update(memory.index.live(), np.linspace(0.1, 3, len(memory)))
     copy.load(memory.state())
-    for _ in range(20):
+    for _ in range(60):
         start = fill.next
         fill(items, memory, 8)
         fill.next = start
@@ -196,6 +198,7 @@ def test_a_memory_that_was_saved_goes_on_as_if_it_had_not_been(sampling):
         np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(batch["x"], other_batch["x"])
         assert weights is None or (weights == other_weights).all()
+    assert set(range(20)) < set(values(other, copy))
 
 
 def test_an_actor_cannot_write_more_than_it_was_lent():
