@@ -120,6 +120,7 @@ def save_picture(path, films):
 def train(args):
     """Train until all steps are taken, --minutes are over, or Ctrl-C: then save."""
     config, folder = open_run(args)
+    tensorboard = summary_writer() if args.tensorboard else None
     for name in RUN_FLAGS:
         value = getattr(config, name)
         env.check(0 <= value < 1e9, f"--{name} is {value}; expected a number from 0")
@@ -134,7 +135,7 @@ def train(args):
             state = load_newest(folder) if args.resume else None
             if state and int(state["board"]["steps"].sum()) >= config.steps:
                 raise ValueError(f"--steps {config.steps} are taken; raise --steps to go on")
-            log = Log(folder, args.tensorboard, state)
+            log = Log(folder, tensorboard, state)
             run.start(state)
             log.latest = {"steps": run.steps, "updates": run.updates}
             loop(run, folder, log, config, stop, clock)
@@ -238,6 +239,14 @@ class Stop:
         signal.signal(signal.SIGINT, self.before)
 
 
+def summary_writer():
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError("--tensorboard needs: pip install tensorboard") from None
+    return SummaryWriter
+
+
 class Log:
     """metrics.csv, and TensorBoard if asked for."""
 
@@ -256,11 +265,7 @@ class Log:
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
         self.then, self.latest, self.board = 0.0, {"steps": 0, "updates": 0}, None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ImportError("--tensorboard needs: pip install tensorboard") from None
-            self.board = SummaryWriter(folder)
+            self.board = tensorboard(folder)
 
     def state(self):
         return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval", "last")}

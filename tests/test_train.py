@@ -206,6 +206,22 @@ def test_bad_input_is_one_line_and_leaves_no_folder(words, message, whole, tmp_p
     assert (folder / "step000000001200.pt").exists()
 
 
+def test_tensorboard_gets_every_number_of_a_row(tmp_path, monkeypatch):
+    told = []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def add_scalar(self, name, value, step):
+            told.append((name, step))
+
+    monkeypatch.setattr(train, "summary_writer", lambda: Writer)
+    train.main([*TINY, "--steps", "200", "--tensorboard", "--out", str(tmp_path / "run")])
+    assert {step for _, step in told} == {0, 200}
+    assert {name for name, _ in told} == set(train.Log.NAMES)
+
+
 def copy_of(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
