@@ -113,7 +113,8 @@ def round_to(x, digits):
 
 def together(seconds=6):
     """One actor process beside the learner, neither waiting: their rates, over those alone."""
-    config = make_config(actors=1, warmup=2000, capacity=50_000)
+    still = {"policy_lr": 0.0, "critic_lr": 0.0}  # robots go on to do what they do alone: noise
+    config = make_config(actors=1, warmup=2000, capacity=50_000, **still)
     world = d4pg.make_world(config, config.robots, 0)
     sigma, rng = d4pg.ladder(config, 0), np.random.default_rng(0)
     actions = (sigma * rng.standard_normal((config.horizon, config.robots, 9))).clip(-1, 1)
