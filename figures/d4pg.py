@@ -36,6 +36,8 @@ def main():
         axis.set_title(f"{name}, {len(curves)} seeds")
         axis.set_xlabel("environment steps, thousands")
         axis.grid(alpha=0.3)
+    for axis in axes.flat[len(runs) :]:
+        axis.remove()
     axes[0, 0].set_ylabel("return without noise")
     axes[1, 0].set_ylabel("return without noise")
     figure.tight_layout()
