@@ -4,7 +4,8 @@ MetaMimic (https://arxiv.org/abs/1810.05017), appendix C.1, table 1, and figure 
 D4PGfD, demonstrations as a curriculum); D4PG itself is https://arxiv.org/abs/1804.08617, algorithm
 1, its projection algorithm 1 of https://arxiv.org/abs/1707.06887 (Bellemare et al. 2017).
 
-    python train.py d4pg --task reach              python train.py d4pg --env gymnasium:Pendulum-v1
+    python train.py d4pg --task reach
+    python train.py d4pg --env gymnasium:Pendulum-v1 --vmin=-1650 --vmax=10 --updates_per_step 1
 
 One learner and any number of actor processes share a replay (replay.py) and a vector of weights.
 `Run.round` is the loop of both; with --actors 0 it is all there is, in one process.
@@ -12,10 +13,13 @@ One learner and any number of actor processes share a replay (replay.py) and a v
 Departures from the papers:
  1. A round samples its updates' batches at once and computes their targets in one pass: the
     target networks are the same for all of them.  Priorities are so at most a round old.
- 2. Features are brought to mean 0 and variance 1 by what the first `--warmup` steps have seen.
+ 2. Features are brought to mean 0 and variance 1 by what memory holds after the warm-up.
  3. Every robot explores with noise of its own, from --sigma_min to --sigma_max, as Ape-X's do.
  4. The distance between hand and block (appendix C.2) belongs to imitation: metamimic.py.
  5. Processors with matrix units for bfloat16 may use them for float32's products (`tune`).
+ 6. Where an episode ends, an item's return has fewer than N rewards, so that none is lost.
+ 7. D4PGfD's demonstrations are ordinary items that are never removed; Vecerik et al. 2017 also
+    raise their priority, and add one-step losses.
 """
 
 import copy
@@ -45,12 +49,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "gamma": ("γ: discount factor", 0.95, 0.99, 0.99),
     "nstep": ("N: steps of a return", 3, 5, 5),
     "vmin": ("Vmin: least return that the critic can tell", 0.0, 0.0, 0.0),
-    "vmax": (
-        "Vmax: the greatest; 0 if Vmin is, too: 1 / (1 - γ), for rewards up to 1",
-        0.0,
-        0.0,
-        100.0,
-    ),
+    "vmax": ("Vmax: the greatest; 0, if Vmin is too: 1 / (1 - γ)", 0.0, 0.0, 100.0),
     "atoms": ("Vbins: of the critic's distribution", 21, 101, 101),
     "network": ("on images: " + ", ".join(networks.ENCODERS), "impala", "impala", "large"),
     "dial": ("times the paper's width of the network on images", 0.1, 0.5, 1.0),
@@ -165,14 +164,11 @@ class Agent:
             for target, online in zip(self.target_flats, self.flats):
                 target.copy_(online)
         TD = ((m - log_p.detach().exp()) * self.z).sum(1).abs()
-        return {
-            "critic_loss": critic_loss.detach(),
-            "q": -policy_loss.detach(),
-            "td": TD.mean(),
-        }, TD
+        metrics = {"critic_loss": critic_loss.detach(), "q": Q.detach().mean(), "td": TD.mean()}
+        return metrics, TD
 
     def learn(self, memory, count):
-        """`count` updates; mean metrics."""
+        """`count` updates (algorithms 2 and 4): mean metrics, and the last gradient's length."""
         size = self.config.batch
         slots, weights, batch = memory.sample(count * size)
         m, total, TDs = self.targets(batch), 0, []
@@ -482,13 +478,13 @@ class Run:
         return int((steps - config.warmup) * config.updates_per_step) - self.updates
 
     def round(self):
-        """Act (if nobody else does), collect, learn; the metrics of learning, if it did."""
+        """Act (if nobody else does), collect, learn."""
         config = self.config
         self.supervise()
         self.set_limits()
         if self.inline and self.inline.ready():
             self.inline.step()
-        new, metrics = self.memory.collect(), None
+        new = self.memory.collect()
         if self.due() >= config.round:
             if not self.scaled:
                 self.fit_scale()
@@ -499,7 +495,6 @@ class Run:
             self.sums["rounds"] = self.sums.get("rounds", 0.0) + 1
         elif not new and not self.inline:
             time.sleep(0.0005)
-        return metrics
 
     def set_limits(self):
         """Actors may be ahead of the learner by two rounds and a step, not more."""
@@ -662,8 +657,8 @@ def tune(threads):
     """Settings that make a cpu quicker (departure 5)."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # chances of 1e-40 cost more than those of 0, and mean the same
-    # oneDNN multiplies matrices twice as fast as MKL on AMD's processors, and as exactly; on
-    # processors with matrix units for bfloat16 it uses those.
+    # oneDNN multiplied matrices twice as fast as MKL on the AMD processor that we measured, and
+    # as exactly; on processors with matrix units for bfloat16 it uses those.
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     # glibc returns freed memory beyond 128 KB to the system, to take it again, page by page, in
     # the next update; once it has seen a large block freed, it keeps what it has.

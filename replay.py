@@ -19,6 +19,7 @@ Departures from the papers:
  1. New items enter with the highest priority seen, as in prioritised experience replay; Ape-X's
     actors compute it, which costs them a critic.
  2. Items to be removed are drawn when their slots are needed, not in bulk every 100 updates.
+ 3. Importance weights are divided by the greatest of all that are drawn at once, a round's.
 """
 
 import contextlib
@@ -257,7 +258,7 @@ class Uniform:
 class Prioritised:
     """P(i) = p_i^α / Σ p^α, weights (N P(i))^-β; removal with chance in proportion to p_i^-α'."""
 
-    ALPHA, BETA, REMOVAL = 0.6, 0.4, 0.4  # Ape-X, appendix C
+    ALPHA, BETA, REMOVAL = 0.6, 0.4, 0.4  # Ape-X's
 
     def __init__(self, slots):
         self.chance, self.removal = Sums(slots), Sums(slots)  # p^α and p^-α', 0 if not in use

@@ -6,7 +6,7 @@
 One update, its sampling included: features 60, actions 9, two layers of 256, 101 atoms, batches of
 64 and 256, one thread and two.  Rows take turns in one process; medians.  With --vs sb3: the same
 features, actions and layers, as the library comes, and once more with our setting of torch
-(matrices by oneDNN), which is half of the difference on AMD's processors.
+(matrices by oneDNN).
 """
 
 import argparse
