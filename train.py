@@ -129,12 +129,12 @@ def train(args):
     tqdm.write(f"{folder}: {count:,} items will take {size:.2f} GB of shared memory")
     run.take()
     with only_user(folder), Stop() as stop:
-        text = json.dumps(vars(config), indent=1)
-        env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
         try:
             state = load_newest(folder) if args.resume else None
             if state and int(state["board"]["steps"].sum()) >= config.steps:
                 raise ValueError(f"--steps {config.steps} are taken; raise --steps to go on")
+            text = json.dumps(vars(config), indent=1)
+            env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
             log = Log(folder, tensorboard, state)
             run.start(state)
             log.latest = {"steps": run.steps, "updates": run.updates}

@@ -204,6 +204,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(words, message, whole, tmp_p
         train.main(["d4pg", "--preset", "tiny", *words])
     assert os.listdir() == ["RUN"]
     assert (folder / "step000000001200.pt").exists()
+    assert json.loads((folder / "config.json").read_text())["steps"] == 1200
 
 
 def test_tensorboard_gets_every_number_of_a_row(tmp_path, monkeypatch):
