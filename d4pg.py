@@ -118,6 +118,9 @@ def make_networks(config, shape, actions):
     return torch.nn.ModuleList([encoder, policy, critic])
 
 
+METRICS = ("critic_loss", "q", "td", "gradient")  # of a round of updates
+
+
 class Agent:
     """Networks π(o | φ) and Z(o, a | θ), their targets φ' and θ', and one update of them all."""
 
@@ -167,10 +170,14 @@ class Agent:
         metrics = {"critic_loss": critic_loss.detach(), "q": Q.detach().mean(), "td": TD.mean()}
         return metrics, TD
 
-    def learn(self, memory, count):
-        """`count` updates (algorithms 2 and 4): mean metrics, and the last gradient's length."""
+    def learn(self, memory, count, see=dict):
+        """`count` updates (algorithms 2 and 4): mean metrics, and the last gradient's length.
+
+        `see` makes what the networks look at from what memory holds.
+        """
         size = self.config.batch
         slots, weights, batch = memory.sample(count * size)
+        batch = see(batch)
         m, total, TDs = self.targets(batch), 0, []
         for k in range(count):
             part = slice(k * size, (k + 1) * size)
@@ -180,7 +187,7 @@ class Agent:
             TDs.append(TD)
         gradient = torch.stack([flat.grad.norm() for flat in self.flats]).norm()
         values = [*(total / count).tolist(), gradient.item()]  # waits for a GPU, once a round
-        metrics = dict(zip([*metrics, "gradient"], values))
+        metrics = dict(zip(METRICS, values, strict=True))
         bad = ", ".join(name for name, value in metrics.items() if not np.isfinite(value))
         if bad:
             raise FloatingPointError(f"{bad}: not finite after {self.updates} updates")
@@ -284,12 +291,19 @@ def start_states(config):
     return np.concatenate([demo["states"][: config.curriculum] for demo in demos])
 
 
-def ladder(config, number):
+def ladder(config, number, robots):
     """σ of one actor's robots, of all from the quietest to the loudest in equal ratios.  [n, 1]"""
     actors = max(config.actors, 1)
-    rung = (np.arange(config.robots * actors) + 0.5) / (config.robots * actors)
+    rung = (np.arange(robots * actors) + 0.5) / max(robots * actors, 1)
     sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** rung
     return sigma[number::actors, None].astype(np.float32)
+
+
+def check_finite(obs, reward):
+    for name, value in (("observation", obs), ("reward", reward)):
+        if not np.isfinite(value).all():
+            robot = np.argwhere(~np.isfinite(value))[0][0]
+            raise FloatingPointError(f"the {name} of robot {robot} is not a finite number")
 
 
 class Actor:
@@ -297,7 +311,7 @@ class Actor:
 
     def __init__(self, config, number, items, board, life=0):
         """`life` counts how often this actor has been begun anew: each life has its own chance."""
-        self.config, self.number, self.items, self.board = config, number, items, board
+        self.config, self.number, self.board, (self.items,) = config, number, board, items
         chance = np.random.SeedSequence((2, config.seed, number, life))
         self.rng = np.random.default_rng(chance)
         self.world = make_world(config, config.robots, int(chance.generate_state(1)[0]))
@@ -306,7 +320,7 @@ class Actor:
         self.networks = make_networks(config, shape, actions)
         self.flats = [networks.flatten(part) for part in self.networks[:2]]
         self.version = -1
-        self.sigma = ladder(config, number)
+        self.sigma = ladder(config, number, config.robots)
         self.window = NStep(config.robots, config.nstep, config.gamma)
         self.returns = np.zeros(config.robots)  # of the present episodes, so far
         self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # and discounted
@@ -346,18 +360,14 @@ class Actor:
         self.items.write(k, items | {"next_obs": next_obs[robot]})
         self.returns += reward
         for i in np.flatnonzero(last):
-            board.returns[k, board.episodes[k] % board.returns.shape[1]] = self.returns[i]
-            board.episodes[k] += 1
+            replay.publish_return(board, k, self.returns[i])
         self.obs = next_obs
         self.begin(np.flatnonzero(last))
         board.steps[k] += world.n
 
     def check(self, obs, reward):
         """Stop at the source of a NaN, and of returns that the critic's support cannot tell."""
-        for name, value in (("observation", obs), ("reward", reward)):
-            if not np.isfinite(value).all():
-                robot = np.argwhere(~np.isfinite(value))[0][0]
-                raise FloatingPointError(f"the {name} of robot {robot} is not a finite number")
+        check_finite(obs, reward)
         self.G += self.weight * reward  # Σ γ^t r_t
         self.weight *= self.config.gamma
         vmin, vmax, low, high = self.config.vmin, self.config.vmax, self.G.min(), self.G.max()
@@ -390,14 +400,14 @@ class Actor:
 # --------------------------------------------------------------------------------------------
 
 
-def actor_process(make, config, number, items, board, life, parent):
+def actor_process(make, parent, config, number, items, board, *rest):
     """An actor in a process of its own: until told to stop, or the learner is gone.
 
     Ctrl-C is the parent's alone: children inherit that it is to be ignored.
     """
     tune(threads=1)
     try:
-        actor = make(config, number, items, board, life)
+        actor = make(config, number, items, board, *rest)
         while os.getppid() == parent and not board.stop[0]:
             if actor.ready():
                 actor.step()
@@ -415,42 +425,89 @@ def actor_process(make, config, number, items, board, life, parent):
 # --------------------------------------------------------------------------------------------
 
 
-class Run:
-    """Everything of a training run: memory, actors, learner; `round` is one turn of its loop."""
+class Learner:
+    """An agent, the memory that it learns from, and what it has learned since the last row."""
 
-    def __init__(self, config):
-        self.config = config = complete(config)
-        check_config(config)
-        tune(config.threads)
-        check_demos(config)
-        world = make_world(config, 1, 0)
-        self.fields, actors = item_fields(world), max(config.actors, 1)
-        self.agent = Agent(config, self.fields["obs"][0], len(world.low))
-        self.ring = max(1024, 4 * config.robots * config.nstep)
-        self.items = replay.Items(self.fields, config.capacity, actors, self.ring)
-        self.memory = None
-        self.board = replay.make_board(actors, len(self.agent.act_weights()))
-        self.processes, self.lives, self.looked = [None] * actors, [0] * actors, 0.0
-        self.deaths, self.steps_then = [0] * actors, [-1] * actors  # without a step in between
-        self.sums, self.scaled = {}, False
-        self.inline = None
+    def __init__(self, agent, fields, name="", sampling="uniform", see=dict):
+        config = self.config = agent.config
+        self.agent, self.name, self.sampling, self.see = agent, name, sampling, see
+        ring, actors = max(1024, 4 * config.robots * config.nstep), max(config.actors, 1)
+        self.items, self.memory = replay.Items(fields, config.capacity, actors, ring), None
+        self.share, self.credit = 1.0, 0.0  # of all rounds; and how many of them it is behind
+        self.scaled, self.sums, self.rounds = False, dict.fromkeys(METRICS, 0.0), 0
 
     def take(self):
         """Take the memory that `items.bytes` tells of."""
         config = self.config
-        self.memory = replay.Replay(self.items, config.sampling, config.seed, config.device)
+        self.memory = replay.Replay(self.items, self.sampling, config.seed, config.device)
+
+    def fit_scale(self, features, least=0.01):
+        """Bring features to mean 0 and variance 1, from examples."""
+        self.scaled = True
+        self.agent.online[0].fit(torch.as_tensor(features), least)
+        self.agent.target_flats[0].copy_(self.agent.flats[0])
+
+    def learn(self):
+        """One round of updates."""
+        if not self.scaled and "obs" in self.items.columns:  # there are features in memory
+            live = self.memory.index.live()
+            rows = self.items.shared.rows[live[:: -(-len(live) // 10_000)]]
+            self.fit_scale(rows[:, self.items.columns["obs"]])
+        metrics = self.agent.learn(self.memory, self.config.round, self.see)
+        self.sums = {name: self.sums[name] + value for name, value in metrics.items()}
+        self.rounds, self.credit = self.rounds + 1, self.credit - 1
+
+    def row(self):
+        """Mean metrics since the last row."""
+        mean = {name: x / self.rounds if self.rounds else np.nan for name, x in self.sums.items()}
+        self.sums, self.rounds = dict.fromkeys(METRICS, 0.0), 0
+        return {self.name + name: x for name, x in mean.items()}
+
+    def state(self):
+        rest = {name: getattr(self, name) for name in ("credit", "scaled", "sums", "rounds")}
+        return {"agent": self.agent.state(), "memory": self.memory.state(), **rest}
+
+    def load(self, state):
+        self.agent.load(state["agent"])
+        self.memory.load(state["memory"])
+        for name in ("credit", "scaled", "sums", "rounds"):
+            setattr(self, name, state[name])
+
+
+class Run:
+    """A training run: learners, actors; `round` is one turn of the loop of both."""
+
+    def __init__(self, config, learners, actor, play, aids=()):
+        """`actor` is the class of actors, `aids` what they need beside memory; `play` evaluates."""
+        self.config, self.learners, self.aids = config, learners, aids
+        self.actor, self.play = actor, play
+        actors = max(config.actors, 1)
+        self.board = replay.make_board(actors, len(self.act_weights()), len(learners))
+        self.processes, self.lives, self.looked = [None] * actors, [0] * actors, 0.0
+        self.deaths, self.steps_then = [0] * actors, [-1] * actors  # without a step in between
+        self.inline = None
+
+    @property
+    def bytes(self):
+        """Of shared memory, that `take` takes."""
+        return sum(learner.items.bytes for learner in self.learners)
+
+    def take(self):
+        for learner in self.learners:
+            learner.take()
 
     def start(self, state=None):
         """Begin, or go on from a checkpoint."""
-        if self.memory is None:
+        if self.learners[0].memory is None:
             self.take()
         if state:
             self.load(state)
         elif self.config.fd:
-            remember_demos(self.config, self.items, self.memory)
-        replay.publish_weights(self.board, self.agent.act_weights())
+            remember_demos(self.config, self.learners[0])
+        replay.publish_weights(self.board, self.act_weights())
         if self.config.actors == 0:
-            self.inline = Actor(self.config, 0, self.items, self.board, self.lives[0])
+            items = [learner.items for learner in self.learners]
+            self.inline = self.actor(self.config, 0, items, self.board, self.lives[0], *self.aids)
             if state:
                 self.inline.load(state["actor"])
             self.lives[0] += not self.inline.state()  # a world that cannot be saved begins anew
@@ -459,13 +516,16 @@ class Run:
                 self.start_actor(k)
         return self
 
+    def act_weights(self):
+        return np.concatenate([learner.agent.act_weights() for learner in self.learners])
+
     @property
     def steps(self):
         return int(self.board.steps.sum())
 
     @property
     def updates(self):
-        return self.agent.updates
+        return sum(learner.agent.updates for learner in self.learners)
 
     def finished(self):
         return self.steps >= self.config.steps and self.due() < self.config.round
@@ -473,26 +533,23 @@ class Run:
     def due(self):
         """Updates that the environment steps so far have earned."""
         config, steps = self.config, self.steps
-        if steps < config.warmup or len(self.memory) < config.batch:
+        enough = all(len(learner.memory) >= config.batch for learner in self.learners)
+        if steps < config.warmup or not enough:
             return 0
         return int((steps - config.warmup) * config.updates_per_step) - self.updates
 
     def round(self):
         """Act (if nobody else does), collect, learn."""
-        config = self.config
         self.supervise()
         self.set_limits()
         if self.inline and self.inline.ready():
             self.inline.step()
-        new = self.memory.collect()
-        if self.due() >= config.round:
-            if not self.scaled:
-                self.fit_scale()
-            metrics = self.agent.learn(self.memory, config.round)
-            replay.publish_weights(self.board, self.agent.act_weights())
-            for name, value in metrics.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-            self.sums["rounds"] = self.sums.get("rounds", 0.0) + 1
+        new = sum([learner.memory.collect() for learner in self.learners])
+        if self.due() >= self.config.round:
+            for learner in self.learners:
+                learner.credit += learner.share
+            max(self.learners, key=lambda learner: learner.credit).learn()
+            replay.publish_weights(self.board, self.act_weights())
         elif not new and not self.inline:
             time.sleep(0.0005)
 
@@ -504,23 +561,13 @@ class Run:
             most = min(most, config.warmup + ahead)
         self.board.limit[:] = -(-most // len(self.board.limit))
 
-    def fit_scale(self):
-        """Features' mean and spread, from all that memory holds after the warm-up."""
-        self.scaled = True
-        encoder = self.agent.online[0]
-        if isinstance(encoder, networks.Scale):
-            live = self.memory.index.live()
-            slots = live[:: -(-len(live) // 10_000)]
-            obs = self.items.shared.rows[slots, self.items.columns["obs"]]
-            encoder.fit(torch.from_numpy(obs))
-            self.agent.target_flats[0].copy_(self.agent.flats[0])
-
     # -- actors
 
     def start_actor(self, k):
         context = multiprocessing.get_context("spawn")
-        args = (Actor, self.config, k, self.items, self.board, self.lives[k], os.getpid())
-        process = context.Process(target=actor_process, args=args, daemon=True)
+        items = [learner.items for learner in self.learners]
+        args = (self.actor, os.getpid(), self.config, k, items, self.board, self.lives[k])
+        process = context.Process(target=actor_process, args=args + self.aids, daemon=True)
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, also while it imports
         try:
             process.start()
@@ -557,57 +604,58 @@ class Run:
                 process.kill()
                 process.join()
 
-    def evaluate(self, episodes, stop=None):
-        """Returns of the present policy; None if `stop` is asked for meanwhile."""
-        eyes = make_networks(self.config, self.fields["obs"][0], *self.fields["action"][0])
-        flats = [networks.flatten(part) for part in eyes[:2]]
-        networks.unflatten(flats, self.agent.act_weights())
-        return evaluate(self.config, eyes, episodes, stop)
+    # -- what is told of a run, and what a checkpoint holds
 
-    # -- what a checkpoint holds, and a row of the log
+    def evaluate(self, episodes, stop=None):
+        """Results of the present policies; None if `stop` is asked for meanwhile."""
+        return self.play(self.config, self.eyes(), episodes, stop)
+
+    def eyes(self):
+        """The present policies, on the cpu."""
+        eyes = [copy.deepcopy(learner.agent.online).to("cpu") for learner in self.learners]
+        flats = [networks.flatten(part) for nets in eyes for part in nets[:2]]
+        networks.unflatten(flats, self.act_weights())
+        return eyes
 
     def row(self):
         """Numbers since the last row."""
-        board, returns = self.board, []
-        total, ring = board.episodes, board.returns.shape[1]
-        for k, count in enumerate(total):
-            last = np.arange(max(0, count - ring), count) % ring
-            returns.append(board.returns[k, last])
-        returns = np.concatenate(returns)
-        rounds = self.sums.pop("rounds", 0)
-        means = {name: value / rounds for name, value in self.sums.items()}
-        self.sums = {}
+        board = self.board
         learned = max(1, self.steps - self.config.warmup)
-        return {
-            "steps": self.steps,
-            "updates": self.updates,
-            "ratio": self.updates / learned,
-            "episodes": int(total.sum()),
-            "return": float(returns.mean()) if len(returns) else float("nan"),
-            **{name: means.get(name, float("nan")) for name in METRICS},
-        }
+        row = {"steps": self.steps, "updates": self.updates, "ratio": self.updates / learned}
+        row["episodes"] = int(board.episodes.sum())
+        for kind, learner in enumerate(self.learners):
+            latest = replay.read_returns(board, kind)
+            row[learner.name + "return"] = latest.mean() if len(latest) else np.nan
+            row |= learner.row()
+        return row
 
     def state(self):
         board = self.board
         return {
-            "agent": self.agent.state(),
-            "memory": self.memory.state(),
+            "learners": [learner.state() for learner in self.learners],
             "actor": self.inline.state() if self.inline else {},
             "board": {n: getattr(board, n).copy() for n in ("steps", "episodes", "returns")},
             "lives": list(self.lives),
-            "scaled": self.scaled,
-            "sums": dict(self.sums),
         }
 
     def load(self, state):
-        self.agent.load(state["agent"])
-        self.memory.load(state["memory"])
+        for learner, saved in zip(self.learners, state["learners"], strict=True):
+            learner.load(saved)
         for name, value in state["board"].items():
             getattr(self.board, name)[:] = value
-        self.lives, self.scaled, self.sums = state["lives"], state["scaled"], state["sums"]
+        self.lives = state["lives"]
 
 
-METRICS = ("critic_loss", "q", "td", "gradient")
+def make_run(config):
+    """A run of D4PG, or of D4PGfD, or of either with demonstrations as a curriculum."""
+    config = complete(config)
+    check_config(config, FLAGS, {})
+    tune(config.threads)
+    check_demos(config)
+    world = make_world(config, 1, 0)
+    fields = item_fields(world)
+    agent = Agent(config, fields["obs"][0], len(world.low))
+    return Run(config, [Learner(agent, fields, sampling=config.sampling)], Actor, evaluate)
 
 
 def complete(config):
@@ -629,10 +677,11 @@ LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
 }  # fmt: skip
 
 
-def check_config(config):
-    check = env.check
-    for name, (_, *values) in FLAGS.items():
-        value, (low, high) = getattr(config, name), LIMITS.get(name, (1, 10**15))
+def check_config(config, flags, limits, others=0):
+    """Refuse, before anything runs; `others` are robots that fill another memory than the first."""
+    check, limits = env.check, LIMITS | limits
+    for name, (_, *values) in flags.items():
+        value, (low, high) = getattr(config, name), limits.get(name, (1, 10**15))
         good = isinstance(value, str) or low <= value <= high  # false for a NaN, too
         check(good, f"--{name} is {value}; expected a number from {low:g} to {high:g}")
         good = not isinstance(values[1], int) or isinstance(value, int)
@@ -646,6 +695,7 @@ def check_config(config):
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")
     # windows of n steps hold items back: a batch must be there before the limit waits for it
     least = config.batch + config.robots * max(config.actors, 1) * config.nstep
+    least = -(-least * (config.robots + others) // config.robots)
     check(config.warmup >= least, f"--warmup is {config.warmup}; {least} are needed for a batch")
     good = config.target_period % config.round == 0
     check(good, f"--round is {config.round}; it must divide --target_period")
@@ -679,7 +729,7 @@ def check_demos(config):
         start_states(config)
 
 
-def remember_demos(config, items, memory):
+def remember_demos(config, learner):
     """D4PGfD: demonstrations with actions and rewards, in memory for good (Vecerik et al. 2017)."""
     demos = demonstrations(config, ("states", "actions", "rewards"), config.fd)
     for begin in range(0, len(demos), config.robots):  # as many at a time as an actor has robots
@@ -696,14 +746,15 @@ def remember_demos(config, items, memory):
                 start = {"obs": obs, "action": np.float32(actions[t - 1])}
                 last = np.full(len(group), t == T)
                 robot, new = window.step(start, rewards[t - 1][:, None], ones, last)
-                items.write(0, new | {"next_obs": now[robot]})
-                memory.collect()
+                learner.items.write(0, new | {"next_obs": now[robot]})
+                learner.memory.collect()
             obs = now
-    memory.index.keep()
+    learner.memory.index.keep()
 
 
 def evaluate(config, eyes, episodes, stop=None, seed=1_000_003):
-    """Returns of the policy without noise: one episode of each of so many robots.  [episodes]"""
+    """Return of the policy without noise, over one episode of each of so many robots."""
+    (eyes,) = eyes
     world = make_world(config, episodes, seed)
     obs, total, running = world.observe(), np.zeros(episodes), np.ones(episodes, bool)
     while running.any():
@@ -712,4 +763,8 @@ def evaluate(config, eyes, episodes, stop=None, seed=1_000_003):
         obs, reward, _, last = world.step(scaled(pick(eyes, obs), world))
         total += np.where(running, reward, 0)
         running &= ~last
-    return total
+    return {"eval_return": total.mean(), "eval_std": total.std()}
+
+
+SHOWN = {"return": "return", "eval_return": "eval"}  # in the progress bar
+TABLE = (("return without noise", "eval_return", ""), ("    its spread", "eval_std", ""))

@@ -96,11 +96,11 @@ class Scale(nn.Module):
             for value in (torch.zeros(inputs), torch.ones(inputs))
         )
 
-    def fit(self, features):
-        """Take mean and spread from examples; what hardly varies is not blown up."""
+    def fit(self, features, least=0.01):
+        """Take mean and spread from examples; what varies less than `least` is not blown up."""
         mean, std = features.mean(0), features.std(0)
         self.mean.copy_(mean)
-        self.scale.copy_(1 / std.clamp(min=0.01))
+        self.scale.copy_(1 / std.clamp(min=least))
 
     def forward(self, x):
         return ((x - self.mean) * self.scale).clamp(-10, 10)

@@ -439,16 +439,16 @@ class Replay:
 # --------------------------------------------------------------------------------------------
 
 
-def make_board(actors, weights):
-    """Numbers that one side writes and the other reads."""
+def make_board(actors, weights, kinds=1):
+    """Numbers that one side writes and the other reads; episodes may be of several kinds."""
     return Shared(
         weights=((weights,), np.float32),
         version=((1,), np.int64),  # odd while weights are being written
         limit=((actors,), np.int64),  # steps that each actor may have taken
         stop=((1,), np.int64),
         steps=((actors,), np.int64),  # what each actor has taken
-        episodes=((actors,), np.int64),
-        returns=((actors, 64), np.float64),  # of each actor's latest episodes
+        episodes=((actors, kinds), np.int64),
+        returns=((actors, kinds, 64), np.float64),  # of each actor's latest episodes
         errors=((actors, 1000), np.uint8),  # why an actor gave up
     )
 
@@ -466,3 +466,19 @@ def read_weights(board, version):
         return version, None
     weights = board.weights.copy()
     return (now, weights) if board.version[0] == now else (version, None)
+
+
+def publish_return(board, actor, value, kind=0):
+    """At the end of an episode."""
+    count = board.episodes[actor, kind]
+    board.returns[actor, kind, count % board.returns.shape[2]] = value
+    board.episodes[actor, kind] += 1
+
+
+def read_returns(board, kind=0):
+    """Of the latest episodes of all actors."""
+    most = board.returns.shape[2]
+    return np.concatenate([
+        returns[np.arange(max(0, count - most), count) % most]
+        for returns, count in zip(board.returns[:, kind], board.episodes[:, kind], strict=True)
+    ])  # fmt: skip

@@ -1,10 +1,12 @@
 """The command line.
 
-python train.py                          make demonstrations of both people and show them
+python train.py                          MetaMimic: demonstrations, training, table and pictures
+python train.py metamimic --minutes 10   the same, with flags; --help after any command shows them
+python train.py d4pg --task reach        train D4PG alone, or with demonstrations
+python train.py d4pg --resume runs/reach go on with a run that was stopped, or killed
+python train.py eval runs/NAME           measure a run again; --demo FILE imitates one file
 python train.py demos --world kitchen    make demonstration files
 python train.py look --out look.gif      show a world: A beside B, or each family of tasks
-python train.py d4pg --task reach        train D4PG; --help after any command shows its flags
-python train.py d4pg --resume runs/reach go on with a run that was stopped, or killed
 
 A run is a folder: config.json, metrics.csv, and the last two checkpoints, memory included.
 """
@@ -31,10 +33,14 @@ from tqdm import tqdm
 
 import d4pg
 import env
+import metamimic
 
 
 def demos(args):
     """Demonstration files: in the stack world A's and B's, in the kitchen those of each split."""
+    for flag in ("count", "processes"):
+        value = getattr(args, flag)
+        env.check(value is None or value >= 1, f"--{flag} is {value}; expected 1 or more")
     for by in env.PEOPLE if args.world == "stack" else env.SPLITS:
         folder = env.demo_folder(args.demos, args.world, by, args.horizon)
         count = args.count or (500 if args.world == "stack" else 4)
@@ -124,9 +130,9 @@ def train(args):
     for name in RUN_FLAGS:
         value = getattr(config, name)
         env.check(0 <= value < 1e9, f"--{name} is {value}; expected a number from 0")
-    clock, run = time.monotonic(), ALGORITHMS[config.algorithm](config)  # bad input ends here
-    size, count = run.items.bytes / 1e9, config.capacity
-    tqdm.write(f"{folder}: {count:,} items will take {size:.2f} GB of shared memory")
+    run = ALGORITHMS[config.algorithm].make_run(config)  # bad input ends here
+    clock = time.monotonic()
+    tqdm.write(f"{folder}: memory will take {run.bytes / 1e9:.2f} GB, shared with the actors")
     run.take()
     with only_user(folder), Stop() as stop:
         try:
@@ -141,21 +147,25 @@ def train(args):
             loop(run, folder, log, config, stop, clock)
         finally:
             run.close()
-    print(f"{folder}: {run.steps:,} steps, {run.updates:,} updates, {final(folder)}")
+        minutes = log.seconds / 60
+        print(f"{folder}: {run.steps:,} steps, {run.updates:,} updates, {minutes:.1f} minutes")
+        if not stop.asked:
+            report(folder, config, run, 4 * config.eval_episodes)
 
 
 def loop(run, folder, log, config, stop, clock):
     """Rounds of acting and learning, with a row, an evaluation or a checkpoint when it is time."""
     bar = tqdm(total=config.steps, initial=run.steps, unit="step", smoothing=0.05, mininterval=0.5)
-    saved, minutes = time.monotonic(), config.minutes
+    saved, minutes, shown = time.monotonic(), config.minutes, {}
+    names = ALGORITHMS[config.algorithm].SHOWN | {"updates_per_s": "updates/s"}
     with bar:
         while True:
             now = time.monotonic()
             ended = run.finished() or 0 < minutes < (now - clock) / 60
             if run.steps >= log.next_row or (ended and run.steps > log.last):
                 row = log.row(run, config, now - clock, ended, stop)
-                shown = {k: row[k] for k in ("return", "eval_return", "updates_per_s") if k in row}
-                bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items() if v == v})
+                shown |= {names[k]: f"{v:.3g}" for k, v in row.items() if k in names and v == v}
+                bar.set_postfix(shown)
             if ended or stop.asked:
                 break
             run.round()
@@ -166,21 +176,114 @@ def loop(run, folder, log, config, stop, clock):
     save(folder, run, log)
 
 
-def final(folder):
+def report(folder, config, run, episodes):
+    """What a run has come to: a table, results.json, curves.png and, of MetaMimic, a film."""
+    results = run.evaluate(episodes)
+    text = json.dumps(rounded(results))
+    env.write_atomically(folder / "results.json", lambda file: file.write(text.encode()))
+    table = ALGORITHMS[config.algorithm].TABLE
+    width = max(len(what) for what, _, _ in table) + 2
+    print(f"\n{episodes} episodes of each kind{'':{width - 22}}here        paper")
+    for what, name, paper in table:
+        print(f"{what:{width}}{results[name]:<12.3g}{paper}")
+    try:
+        draw_curves(folder, config)
+        if config.algorithm == "metamimic":
+            save_picture(folder / "imitation.gif", film_imitation(config, run))
+            print(
+                f"{folder}/imitation.gif: B's demonstrations, never seen before, above the copies"
+            )
+    except ImportError as error:
+        print(f"no pictures: {error}")
+    return results
+
+
+def draw_curves(folder, config):
+    """What the progress bar has shown, over time."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError("curves need matplotlib: pip install matplotlib") from None
     with open(folder / "metrics.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["eval_return"] not in ("", "nan")]
-    return f"return {float(rows[-1]['eval_return']):.4g}" if rows else "never evaluated"
+        rows = list(csv.DictReader(file))
+    names = ALGORITHMS[config.algorithm].SHOWN
+    figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.6))
+    for axis, name in zip(axes, names):
+        points = [(float(r["seconds"]) / 60, float(r[name])) for r in rows if r[name]]
+        axis.plot(*zip(*points))
+        axis.set(title=name.replace("_", " "), xlabel="minutes")
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    buffer = lambda file: figure.savefig(file, format="png", dpi=100)
+    env.write_atomically(folder / "curves.png", buffer)
+    plt.close(figure)
 
 
+def film_imitation(config, run, source=None, count=3, every=4):
+    """[demonstrations, frames, 2 size, size, 3]: above a demonstration, below the robot's copy."""
+    if source is None:
+        source = env.demo_folder(config.demos, "stack", "B", config.horizon)
+    demos, states = metamimic.load_demos(run.config, source, count), []
+    metamimic.rollout(
+        run.config, run.eyes(), demos, count, watch=lambda w: states.append(w.get_state())
+    )
+    world, films = env.Stack(1, size=128, shadows=True), []
+    for i in tqdm(range(count), "filming", unit="film"):
+        copies = np.stack(states[::every])[:, i]
+        t = np.minimum(demos.first[i] + np.arange(len(states))[::every], demos.end[i])
+        pair = world.render(demos.states[t]), world.render(copies)
+        films.append(np.concatenate(pair, 1))
+    return np.stack(films)
+
+
+def measure(args):
+    """A run's newest checkpoint, evaluated with fixed seeds; the last line is JSON."""
+    env.check(1 <= args.episodes <= 10_000, f"--episodes is {args.episodes}; expected 1 to 10000")
+    folder, config = Path(args.run), SimpleNamespace(**read_config(args.run))
+    mimic = config.algorithm == "metamimic"
+    env.check(mimic or not args.demo, f"--demo needs a run of metamimic; {folder} is another")
+    with only_user(folder):
+        run, state = ALGORITHMS[config.algorithm].make_run(config), load_newest(folder)
+        env.check(state is not None, f"{folder} has no checkpoint yet; train first")
+        for learner, saved in zip(run.learners, state["learners"], strict=True):
+            learner.agent.load(saved["agent"])
+        if args.demo:
+            results = imitate_file(args, config, run)
+        else:
+            results = report(folder, config, run, args.episodes)
+    print(
+        json.dumps(
+            {"run": str(folder), "steps": int(state["board"]["steps"].sum())} | rounded(results)
+        )
+    )
+
+
+def imitate_file(args, config, run):
+    """One demonstration, imitated in one shot."""
+    results = metamimic.imitate(run.config, run.eyes(), args.demo)
+    out = Path(args.out or f"{args.run}/{Path(args.demo).stem}.gif")
+    env.check(out.suffix in (".gif", ".png"), f"--out is {out}; it ends in .gif or .png")
+    save_picture(out, film_imitation(config, run, args.demo, 1))
+    print(f"{out}: the demonstration, and below it the copy")
+    return results
+
+
+def rounded(results):
+    """As JSON has them, which knows no NaN."""
+    return {k: round(float(v), 4) if np.isfinite(v) else None for k, v in results.items()}
+
+
+EPISODES = 200  # of each kind, unless told
 OURS = ("config.json", "metrics.csv", "lock")  # what a run has before its first checkpoint
 
 
 def open_run(args):
     """The configuration, of a new folder or of the run that is to go on."""
-    names = {**d4pg.FLAGS, **RUN_FLAGS}
+    names = {**ALGORITHMS[args.command].FLAGS, **RUN_FLAGS}
     if args.resume is None:
         config = {"algorithm": args.command} | {name: getattr(args, name) for name in names}
-        name = config["env"].split(":")[-1].replace("/", "-")
+        name = config.get("env", "stack").split(":")[-1].replace("/", "-")
         name = config["task"] if name == "stack" else name
         folder = Path(args.out or f"runs/{args.command}-{name}-{config['seed']}")
         env.check(folder.is_dir() or not folder.exists(), f"--out {folder} is no folder")
@@ -191,22 +294,30 @@ def open_run(args):
         )
         return SimpleNamespace(**config), folder
     folder = Path(args.resume)
-    path = folder / "config.json"
     env.check(args.out is None, "--resume goes on in its own folder; leave out --out")
-    env.check(args.resume and path.exists(), f"--resume {folder}: there is no run")
+    config, other = read_config(folder, "--resume "), vars(args)
+    algorithm = config["algorithm"]
+    advice = f"go on with: python train.py {algorithm} --resume {folder}"
+    env.check(algorithm == args.command, f"{folder} is a run of {algorithm}; {advice}")
+    for name in args.given & set(names):
+        good = name in MAY_CHANGE or config[name] == other[name]
+        env.check(good, f"--{name} is {config[name]} in {folder}; begin a new run instead")
+        config[name] = other[name]
+    return SimpleNamespace(**config), folder
+
+
+def read_config(folder, flag=""):
+    """A run's flags, refused if they are not whole."""
+    path = Path(folder) / "config.json"
+    env.check(str(folder) and path.exists(), f"{flag}{folder}: there is no run")
     try:
         config = json.loads(path.read_text())
-        good = config["algorithm"] in ALGORITHMS
-        good = good and all(type(config[n]) is type(getattr(args, n)) for n in names)
+        flags = {**ALGORITHMS[config["algorithm"]].FLAGS, **RUN_FLAGS}
+        good = all(type(config[name]) is type(values[-1]) for name, (_, *values) in flags.items())
     except (ValueError, KeyError, TypeError):
         good = False
     env.check(good, f"{path} is damaged, or of another version")
-    env.check(config["algorithm"] == args.command, f"{folder} is a run of {config['algorithm']}")
-    for name in args.given & set(names):
-        good = name in MAY_CHANGE or config[name] == getattr(args, name)
-        env.check(good, f"--{name} is {config[name]} in {folder}; begin a new run instead")
-        config[name] = getattr(args, name)
-    return SimpleNamespace(**config), folder
+    return config
 
 
 @contextlib.contextmanager
@@ -250,9 +361,6 @@ def summary_writer():
 class Log:
     """metrics.csv, and TensorBoard if asked for."""
 
-    NAMES = ("steps", "updates", "ratio", "episodes", "return", *d4pg.METRICS, "eval_return",
-             "eval_std", "steps_per_s", "updates_per_s", "seconds")  # fmt: skip
-
     def __init__(self, folder, tensorboard, state=None):
         self.path, state = folder / "metrics.csv", (state or {}).get("log", {})
         self.rows, self.seconds = state.get("rows", 0), state.get("seconds", 0.0)
@@ -260,9 +368,10 @@ class Log:
         self.next_row, self.next_eval = state.get("next_row", 0), state.get("next_eval", 0)
         self.last = state.get("last", -1)  # steps at the last row
         there = self.rows and self.path.exists()
-        lines = self.path.read_text().splitlines()[1 : 1 + self.rows] if there else []
-        text = "\n".join([",".join(self.NAMES), *lines, ""])  # without rows after the checkpoint
+        lines = self.path.read_text().splitlines()[: 1 + self.rows] if there else []
+        text = "".join(line + "\n" for line in lines)  # without rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
+        self.names = lines[0].split(",") if lines else None
         self.then, self.latest, self.board = 0.0, {"steps": 0, "updates": 0}, None
         if tensorboard:
             self.board = tensorboard(folder)
@@ -272,10 +381,10 @@ class Log:
 
     def row(self, run, config, seconds, ended, stop):
         """Write what has been since the last row, with an evaluation if it is time."""
-        returns = None
+        results = {}
         if run.steps >= self.next_eval or ended:
-            returns = run.evaluate(config.eval_episodes, stop)
-            if returns is None:  # Ctrl-C: this row is written when the run goes on
+            results = run.evaluate(config.eval_episodes, stop)
+            if results is None:  # Ctrl-C: this row is written when the run goes on
                 return {}
         row = run.row()
         self.last, self.next_row = (
@@ -285,13 +394,16 @@ class Log:
         for name, before in self.latest.items():
             row[f"{name}_per_s"] = (row[name] - before) / (seconds - self.then)
         self.then, self.latest = seconds, {name: row[name] for name in self.latest}
-        if returns is not None:
+        if results:
             self.next_eval = (run.steps // config.eval_every + 1) * config.eval_every
-            row |= {"eval_return": returns.mean(), "eval_std": returns.std()}
         row["seconds"] = self.seconds = self.before + seconds
+        row |= results
         try:
             with open(self.path, "a") as file:
-                csv.DictWriter(file, self.NAMES, lineterminator="\n").writerow(row)
+                if self.names is None:  # the first row has an evaluation, and so all columns
+                    self.names = list(row)
+                    file.write(",".join(self.names) + "\n")
+                csv.DictWriter(file, self.names, lineterminator="\n").writerow(row)
         except OSError as error:
             raise OSError(f"{self.path} could not be written: {error.strerror}") from None
         self.rows += 1
@@ -322,7 +434,7 @@ def load_newest(folder):
             with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
                 env.check(archive.testzip() is None, "a checksum is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
-            env.check(set(state) >= {"version", "agent", "board", "log"}, "it is no checkpoint")
+            env.check(set(state) >= {"version", "learners", "board", "log"}, "it is no checkpoint")
         except (MemoryError, PermissionError) as error:  # not the file's fault
             raise OSError(f"{path} could not be read: {error}") from None
         except Exception as error:  # whatever a damaged file makes the readers stumble over
@@ -332,7 +444,7 @@ def load_newest(folder):
         else:
             good = state["version"] == VERSION
             env.check(good, f"{path} is of version {state['version']}; here it is {VERSION}")
-            return {k: v if k == "agent" else arrays(v) for k, v in state.items()}
+            return arrays(state)
     env.check(not paths, f"no checkpoint of {folder} could be read; --out begins a new run")
     tqdm.write(f"{folder} has no checkpoint yet: it begins anew")
     return None
@@ -342,26 +454,30 @@ def tensors(tree):
     """Arrays as tensors, which torch saves and loads without executing anything."""
     if isinstance(tree, dict):
         return {key: tensors(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [tensors(value) for value in tree]
     if isinstance(tree, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(tree))
     return tree.item() if isinstance(tree, np.generic) else tree
 
 
 def arrays(tree):
-    """The other way."""
+    """The other way; agents keep their tensors."""
     if isinstance(tree, dict):
-        return {key: arrays(value) for key, value in tree.items()}
+        return {key: v if key == "agent" else arrays(v) for key, v in tree.items()}
+    if isinstance(tree, list):
+        return [arrays(value) for value in tree]
     return tree.numpy() if isinstance(tree, torch.Tensor) else tree
 
 
-VERSION = 1  # of checkpoints
+VERSION = 2  # of checkpoints
 RUN_FLAGS = {  # name: (what it is, default)
     "minutes": ("of training at most; 0: until all steps are taken", 0.0),
     "save_minutes": ("between checkpoints", 5.0),
 }
 MAY_CHANGE = ("steps", "minutes", "save_minutes", "device", "log_every", "eval_every")
 PRESETS = ("tiny", "classroom", "paper")
-ALGORITHMS = {"d4pg": d4pg.Run}
+ALGORITHMS = {"d4pg": d4pg, "metamimic": metamimic}
 
 
 # --------------------------------------------------------------------------------------------
@@ -369,14 +485,14 @@ ALGORITHMS = {"d4pg": d4pg.Run}
 # --------------------------------------------------------------------------------------------
 
 
-def add_algorithm(commands, name, text, flags):
+def add_algorithm(commands, name, text):
     """A command with one typed flag for each of an algorithm's numbers."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default="classroom", help="values of the rest")
     parser.add_argument("--out", metavar="RUN", help="folder of the run; runs/NAME if not told")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run")
     parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
-    for flag, (what, *values) in flags.items():
+    for flag, (what, *values) in ALGORITHMS[name].FLAGS.items():
         kind = type(values[1])
         parser.add_argument(
             f"--{flag}", type=kind, choices=d4pg.CHOICES.get(flag),
@@ -396,7 +512,7 @@ def fill(args, flags):
     for flag, (_, value) in RUN_FLAGS.items():
         if flag not in args.given:
             setattr(args, flag, value)
-    if args.env != "stack" and "horizon" not in args.given:
+    if getattr(args, "env", "stack") != "stack" and "horizon" not in args.given:
         args.horizon = 0  # an environment of another library has a limit of its own
 
 
@@ -420,31 +536,37 @@ def parse(argv=None):
     add("--out", default="look.gif", metavar="FILE", help="picture to write, .gif or .png")
     for name, text in (("demos", "make demonstration files"), ("look", "draw a picture")):
         commands.add_parser(name, help=text, parents=[worlds], allow_abbrev=False)
-    add_algorithm(
-        commands, "d4pg", "train D4PG, D4PGfD (--fd), either with --curriculum", d4pg.FLAGS
+    add_algorithm(commands, "metamimic", "train MetaMimic (what happens with no command)")
+    add_algorithm(commands, "d4pg", "train D4PG, D4PGfD (--fd), either with --curriculum")
+    text = "measure a run's newest checkpoint; the last line is JSON"
+    measure = commands.add_parser("eval", help=text, description=text, allow_abbrev=False)
+    add = measure.add_argument
+    add("run", metavar="RUN", help="folder of the run")
+    add(
+        "--episodes",
+        type=int,
+        default=EPISODES,
+        metavar="N",
+        help=f"of each kind, seeds fixed ({EPISODES})",
     )
+    add("--demo", metavar="FILE", help="imitate this demonstration in one shot, and nothing else")
+    add("--out", metavar="FILE", help="picture of it, .gif or .png; RUN/NAME.gif if not told")
     argv = sys.argv[1:] if argv is None else list(argv)
     alone = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
-    args = parser.parse_args(["look", *argv] if alone else argv)
-    args.command = None if alone else args.command
+    args = parser.parse_args(["metamimic", *argv] if alone else argv)
     if args.command in ALGORITHMS:
-        fill(args, d4pg.FLAGS)
-    for flag in ("count", "processes"):
-        value = getattr(args, flag, None)
-        if value is not None and value < 1:
-            parser.error(f"--{flag} is {value}; expected 1 or more")
+        fill(args, ALGORITHMS[args.command].FLAGS)
     return args
 
 
-COMMANDS = {"demos": demos, "look": look, "d4pg": train}
+COMMANDS = {"demos": demos, "look": look, "d4pg": train, "metamimic": train, "eval": measure}
 
 
 def main(argv=None):
     args = parse(argv)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        for command in [args.command] if args.command else ("demos", "look"):
-            COMMANDS[command](args)
+        COMMANDS[args.command](args)
     except (ValueError, ImportError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
         raise SystemExit(f"train.py: {error}") from None
     except KeyboardInterrupt:

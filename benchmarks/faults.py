@@ -285,7 +285,7 @@ def check_collected(memory, expected):
 def real_actor_killed(folder, rng, count, actors=2):
     """SIGKILL actors of a run: they are back, and learning goes on."""
     args = train.parse([*map(str, TINY), "--actors", str(actors), "--out", str(folder / "none")])
-    run, times = d4pg.Run(train.open_run(args)[0]).start(), []
+    run, times = d4pg.make_run(train.open_run(args)[0]).start(), []
 
     def turn(seconds, until):
         begin = now = perf_counter()

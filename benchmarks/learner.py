@@ -116,7 +116,7 @@ def together(seconds=6):
     still = {"policy_lr": 0.0, "critic_lr": 0.0}  # robots go on to do what they do alone: noise
     config = make_config(actors=1, warmup=2000, capacity=50_000, **still)
     world = d4pg.make_world(config, config.robots, 0)
-    sigma, rng = d4pg.ladder(config, 0), np.random.default_rng(0)
+    sigma, rng = d4pg.ladder(config, 0, config.robots), np.random.default_rng(0)
     actions = (sigma * rng.standard_normal((config.horizon, config.robots, 9))).clip(-1, 1)
 
     def play(episodes):  # what a new policy does: its noise
@@ -127,7 +127,7 @@ def together(seconds=6):
 
     steps = config.horizon * config.robots
     alone = [rate(play, 1) * steps for _ in range(5)]
-    run = d4pg.Run(config)
+    run = d4pg.make_run(config)
     run.set_limits = lambda: run.board.limit.fill(10**9)
     due, run.due = run.due, lambda: 0
     run.start()

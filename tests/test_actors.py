@@ -57,7 +57,7 @@ def begin(config, number=0):
     memory = replay.Replay(items)
     weights = networks.count(*d4pg.make_networks(config, (1,), 1)[:2])
     board = replay.make_board(max(config.actors, 1), weights)
-    one = d4pg.Actor(config, number, items, board)
+    one = d4pg.Actor(config, number, [items], board)
     return SimpleNamespace(act=one, items=items, memory=memory, board=board, config=config)
 
 
@@ -128,7 +128,7 @@ def test_two_actors_have_chances_and_noise_of_their_own(monkeypatch):
     together = np.concatenate([one.sigma, two.sigma])[:, 0]
     assert len(set(together)) == 6
     assert one.sigma[0] < two.sigma[0] < one.sigma[1] < two.sigma[1]
-    again = d4pg.Actor(one.config, 0, one.items, one.board, life=1)
+    again = d4pg.Actor(one.config, 0, [one.items], one.board, life=1)
     assert again.world.seed != one.world.seed  # not the same episodes once more
 
 
@@ -149,10 +149,10 @@ def test_a_return_beyond_the_support_is_noticed_but_a_single_high_reward_is_not(
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritised"])
 def test_batches_weights_and_priorities_belong_together(sampling, monkeypatch):
-    run = d4pg.Run(make_config(sampling=sampling, warmup=100)).start()
+    run = d4pg.make_run(make_config(sampling=sampling, warmup=100)).start()
     drive(run, until=lambda run: run.updates)
     seen, told = [], []
-    update, sample = run.agent.update, run.memory.sample
+    update, sample = run.learners[0].agent.update, run.learners[0].memory.sample
     drawn = []
 
     def spy_sample(count):
@@ -164,12 +164,12 @@ def test_batches_weights_and_priorities_belong_together(sampling, monkeypatch):
         seen.append((batch["obs"].clone(), m.clone(), weights, TD.clone()))
         return metrics, TD
 
-    monkeypatch.setattr(run.memory, "sample", spy_sample)
-    monkeypatch.setattr(run.agent, "update", spy_update)
-    monkeypatch.setattr(run.memory, "update", lambda slots, p: told.append((slots, p)))
-    run.agent.learn(run.memory, 5)
+    monkeypatch.setattr(run.learners[0].memory, "sample", spy_sample)
+    monkeypatch.setattr(run.learners[0].agent, "update", spy_update)
+    monkeypatch.setattr(run.learners[0].memory, "update", lambda slots, p: told.append((slots, p)))
+    run.learners[0].agent.learn(run.learners[0].memory, 5)
     slots, weights, _ = drawn[0]
-    obs = run.items.shared.rows[slots, run.items.columns["obs"]]
+    obs = run.learners[0].items.shared.rows[slots, run.learners[0].items.columns["obs"]]
     np.testing.assert_array_equal(torch.cat([o for o, *_ in seen]).numpy(), obs)
     if sampling == "uniform":
         assert weights is None
@@ -181,10 +181,12 @@ def test_batches_weights_and_priorities_belong_together(sampling, monkeypatch):
 
 
 def test_features_are_scaled_once_by_what_memory_holds_then():
-    run = d4pg.Run(make_config(warmup=200)).start()
+    run = d4pg.make_run(make_config(warmup=200)).start()
     drive(run, until=lambda run: run.updates)
-    obs = run.items.shared.rows[run.memory.index.live(), run.items.columns["obs"]]
-    scale, target = run.agent.online[0], run.agent.target[0]
+    obs = run.learners[0].items.shared.rows[
+        run.learners[0].memory.index.live(), run.learners[0].items.columns["obs"]
+    ]
+    scale, target = run.learners[0].agent.online[0], run.learners[0].agent.target[0]
     np.testing.assert_allclose(scale.mean, obs.mean(0), atol=1e-4)
     expected = 1 / obs.std(0, ddof=1).clip(0.01)
     np.testing.assert_allclose(scale.scale, expected, rtol=1e-3)
@@ -197,12 +199,12 @@ def test_features_are_scaled_once_by_what_memory_holds_then():
 
 
 def test_actors_wait_for_the_learner(monkeypatch):
-    run = d4pg.Run(make_config(actors=2, steps=10**6, updates_per_step=0.5)).start()
+    run = d4pg.make_run(make_config(actors=2, steps=10**6, updates_per_step=0.5)).start()
     try:
-        monkeypatch.setattr(run.agent, "learn", lambda memory, count: {})
+        monkeypatch.setattr(run.learners[0].agent, "learn", lambda memory, count: {})
         drive(run, until=lambda run: run.steps > run.config.warmup)
         for _ in range(300):
-            run.memory.collect()
+            run.learners[0].memory.collect()
             run.set_limits()
         ahead = run.steps - run.config.warmup
         assert ahead <= 2 * run.config.round / 0.5 + 2 * run.config.robots
@@ -212,27 +214,28 @@ def test_actors_wait_for_the_learner(monkeypatch):
 
 def test_evaluation_is_without_noise_of_the_present_policy_and_of_one_episode_a_robot(monkeypatch):
     monkeypatch.setattr(d4pg, "make_world", lambda config, n, seed: Script(n, seed))
-    run = d4pg.Run(make_config(warmup=60))
-    run.agent.flats[1].zero_()
-    run.agent.flats[1][-1] = np.arctanh(0.5)
+    run = d4pg.make_run(make_config(warmup=60))
+    run.learners[0].agent.flats[1].zero_()
+    run.learners[0].agent.flats[1][-1] = np.arctanh(0.5)
     worlds = []
     monkeypatch.setattr(
         d4pg, "make_world", lambda config, n, seed: worlds.append(Script(n, seed)) or worlds[-1]
     )
-    returns = run.evaluate(3)
+    results = run.evaluate(3)
     lengths = np.array([4, 7, 11])
     expected = [0.01 * sum(0.5 + np.arange(1, n + 1)) for n in lengths]  # not a step more
-    np.testing.assert_allclose(returns, expected)
+    assert results["eval_return"] == pytest.approx(np.mean(expected))
+    assert results["eval_std"] == pytest.approx(np.std(expected))
     np.testing.assert_allclose(np.concatenate(worlds[0].seen), -2 + 1.5 / 2 * 8, atol=1e-5)
 
 
 def test_the_logs_return_is_that_of_the_latest_episodes():
-    run = d4pg.Run(make_config(actors=2))
+    run = d4pg.make_run(make_config(actors=2))
     run.take()
     board = run.board
-    board.episodes[:] = 70, 2
-    board.returns[0] = 100 + np.arange(64)  # a ring: every one of the first actor's is in use
-    board.returns[1, :2] = 1, 3
+    board.episodes[:, 0] = 70, 2
+    board.returns[0, 0] = 100 + np.arange(64)  # a ring: every one of the first actor's is in use
+    board.returns[1, 0, :2] = 1, 3
     expected = np.concatenate([100 + np.arange(64), [1, 3]]).mean()
     assert run.row()["return"] == pytest.approx(expected)
     assert run.row()["episodes"] == 72

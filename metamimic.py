@@ -1,0 +1,437 @@
+"""MetaMimic: a policy that copies any demonstration in one shot, and one that beats them all.
+
+https://arxiv.org/abs/1810.05017: sections 2.1 and 2.2, equations 1 and 2, algorithms 1 to 4, table
+1, appendix C.2.  The learners are D4PG's (d4pg.py), the networks of figure 3 are in networks.py.
+
+    python train.py                          demonstrations, training, a table and pictures
+    python train.py eval runs/NAME --demo FILE          imitate one file in one shot
+
+A demonstration is a sequence of observations d_1, ..., d_T, and the state to begin in; no action
+and no reward of a demonstrator is ever read.  Robots that imitate follow π(o_t, d_{t+1}); robots
+that do the task follow π(o_t).  What the first live through goes into two memories, one for each
+learner; what the second live through goes into the task's alone.
+
+Departures from the paper:
+ 1. Eq. 2 as it stands pays up to 17 a step, far more than Vmax = 100 allows at γ = 0.99.  Here β1
+    and β2 stand within the exponents and both parts are halved: at most 1 a step, and 0.5, table
+    1's cutoff, means lost.
+ 2. Distances in eq. 2 are in units, which the paper does not tell: positions of 15 cm and 0.15
+    rad, velocities and rotations ten times that, pixels of a contrast (PIXEL).
+ 3. With --obs features, what a perfect eye sees of the blocks, and of the hand from them, stands
+    for the image; the goal enters as d_{t+1} - o_t, scaled by what it is from frame to frame.
+ 4. Hand to block may be 3 cm from the demonstration's, between the two readings of appendix C.2:
+    a distance of 0.01, or its square.
+ 5. Imitation looks less far ahead on small machines, γ = 0.95: the next frame tells nearly all.
+ 6. Half of the robots' episodes start amid a demonstration (the paper's curriculum starts all).
+ 7. --task_share tells how the learner's time is shared out; the paper gives each its own.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import d4pg
+import env
+import networks
+import replay
+
+FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
+    name: values
+    for name, values in d4pg.FLAGS.items()
+    if name not in ("env", "fd", "sampling", "vmin", "vmax")
+} | {
+    "demonstrations": ("of person A to learn from", 4, 500, 500),
+    "robots": ("of each actor that imitate", 4, 32, 64),
+    "task_robots": ("of each actor that do the task", 4, 32, 64),
+    "steps": ("environment steps in all", 2_000, 5_000_000, 200_000_000),
+    "gamma": ("γ: discount factor of the task", 0.95, 0.97, 0.99),
+    "imitation_gamma": ("γ of imitation", 0.95, 0.95, 0.99),
+    "beta_image": ("β1: in eq. 2, of what is seen", 15.0, 15.0, 15.0),
+    "beta_body": ("β2: of the body", 2.0, 2.0, 2.0),
+    "cutoff": ("imitation ends early below this reward", 0.5, 0.5, 0.5),
+    "deviation": ("or where hand to block is off by so much, m", 0.03, 0.03, 0.03),
+    "curriculum": ("some start in the first so many steps of a demonstration", 10, 100, 300),
+    "amid": ("part of the episodes that do so", 0.5, 0.5, 0.0),
+    "task_share": ("part of the updates that train the task policy", 0.5, 0.6, 0.5),
+    "sigma_min": ("σ: exploration noise of the quietest robot", 0.05, 0.02, 0.02),
+    "sigma_max": ("σ: of the loudest", 0.25, 0.25, 0.25),
+    "eval_every": ("steps between evaluations", 1_000, 200_000, 1_000_000),
+}
+LIMITS = {
+    "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
+    "beta_body": (0, 1e6), "cutoff": (0, 1), "deviation": (0, 100), "amid": (0, 1),
+    "task_share": (0, 1),
+}  # fmt: skip
+IMITATION, TASK = 0, 1  # kinds of robots, learners and rewards
+
+
+# --------------------------------------------------------------------------------------------
+# Demonstrations, as observations
+# --------------------------------------------------------------------------------------------
+
+
+def load_demos(config, source, count):
+    """The first `count` of a folder, or one file: all their frames one after the other.
+
+    frames: what a policy sees of each (features or an image); features: what a perfect eye would
+    see; states: of the world, to begin in; first and end: a demonstration's frames.
+    """
+    every = env.load_demos(source, "stack", ("states", "obs/features"), count)
+    world = d4pg.make_world(config, len(every), 0)
+    for demo in every:
+        check_demo(config, source, demo, world)
+    features = np.concatenate([demo["obs/features"] for demo in every])
+    states = np.concatenate([demo["states"] for demo in every])
+    end = np.cumsum([len(demo["states"]) for demo in every]) - 1
+    frames = (len(states), *world.observe().shape[1:])
+    demos = replay.Shared(
+        frames=(frames, world.observe().dtype.type), features=(features.shape, np.float32),
+        states=(states.shape, np.float64),
+        first=((len(end),), np.int64), end=((len(end),), np.int64),
+    )  # fmt: skip
+    demos.features[:], demos.states[:], demos.end[:] = features, states, end
+    demos.first[1:] = end[:-1] + 1
+    demos.frames[:] = features if config.obs == "features" else 0
+    if config.obs == "pixels":
+        chunks = range(0, len(states), 500)
+        for k in tqdm(chunks, "demonstrations as images", unit="chunk", disable=len(chunks) < 40):
+            demos.frames[k : k + 500] = world.render(states[k : k + 500])
+    return demos
+
+
+def check_demo(config, source, demo, world):
+    """A demonstration must fit into an episode, and its beginning into the world."""
+    name, T = f"{source}: a demonstration", len(demo["states"]) - 1
+    advice = f"--horizon {T} trains for such"
+    good = config.horizon >= T
+    env.check(good, f"{name} has {T} steps, an episode {config.horizon}; {advice}")
+    env.check_states(demo["states"], T + 1, world.state_size, (13, 20))
+    off = np.abs(demo["states"][:, 0] * world.RATE - np.arange(T + 1)).max()
+    env.check(off < 1e-3, f"{name} does not go on from 0 in steps of {1 / world.RATE} s")
+    world.set_state(demo["states"][:1], [0])
+    off = np.abs(world.features([0])[0] - demo["obs/features"][0]).max()
+    env.check(off < 1e-3, f"{name} begins in a state that looks different here, by {off:.2g}")
+
+
+def task_rewards(config, demos, count):
+    """What the first demonstrations earn, judged by their states.  [T, count]"""
+    world, rewards = d4pg.make_world(config, count, 0), []
+    for t in range(1, config.horizon + 1):
+        world.set_state(demos.states[np.minimum(demos.first + t, demos.end)[:count]])
+        rewards.append(env.REWARDS[config.task][world.stage()])
+    return np.stack(rewards)
+
+
+# --------------------------------------------------------------------------------------------
+# Equation 2, and what the policy looks at
+# --------------------------------------------------------------------------------------------
+
+UNITS = np.full(51, 0.15)  # of features in eq. 2: m and rad ...
+for name in ("joint_velocities", "pinch_velocity"):
+    UNITS[env.Stack.FEATURES[name]] = 1.5  # rad/s, m/s
+for name in ("block_a", "block_b"):
+    UNITS[env.Stack.FEATURES[name]][3:] = 1.5  # elements of rotation matrices
+BODY, SEEN = slice(0, 24), slice(24, 51)  # the arm; blocks, and hand and blocks from each other
+PIXEL = 0.05  # root mean square difference of images, of 1, that counts as one
+HAND_TO_BLOCK = env.Stack.FEATURES["pinch_to_a"]
+
+
+def imitation_reward(config, o, d, image_o=None, image_d=None):
+    """r(o_{t+1}, d_{t+1}) of eq. 2, by features, or by body features and images.  [n]"""
+    difference = (o - d) / UNITS
+    body = (difference[:, BODY] ** 2).sum(1)  # |o_body - d_body|²
+    if image_o is None:
+        image = (difference[:, SEEN] ** 2).sum(1)  # |o_image - d_image|²
+    else:
+        difference = np.subtract(image_o, image_d, dtype=np.float32) / 255
+        image = np.square(difference).mean((1, 2, 3)) / PIXEL**2
+    return (np.exp(-config.beta_image * image) + np.exp(-config.beta_body * body)) / 2
+
+
+def lost(config, reward, o, d):
+    """Early termination: a reward below the cutoff (table 1), the hand off its way (C.2).  [n]"""
+    off = np.linalg.norm((o - d)[:, HAND_TO_BLOCK], axis=1)
+    return (reward < config.cutoff) | (off > config.deviation)
+
+
+def see(obs, goal):
+    """What the imitation policy looks at: o_t and d_{t+1}, of features d_{t+1} - o_t.  [B, ...]"""
+    if obs.dtype == torch.uint8:
+        return torch.cat((obs, goal), 3)
+    return torch.cat((obs, goal - obs), 1)
+
+
+def shapes(shape):
+    """Of what the imitation policy and the task policy look at."""
+    return ((2 * shape[0],) if len(shape) == 1 else (*shape[:2], 2 * shape[2])), shape
+
+
+def follow(nets, obs, goal):
+    """a_t = π(o_t, d_{t+1}).  [n, 9]"""
+    return d4pg.pick(nets, see(torch.from_numpy(obs), torch.from_numpy(goal)).numpy())
+
+
+# --------------------------------------------------------------------------------------------
+# Acting: algorithms 1 and 3
+# --------------------------------------------------------------------------------------------
+
+
+class Actor:
+    """A world of robots: the first m imitate (algorithm 1), the others do the task (3)."""
+
+    def __init__(self, config, number, items, board, life, demos):
+        self.config, self.number, self.board, self.demos = config, number, board, demos
+        self.items, self.m = items, config.robots
+        chance = np.random.SeedSequence((2, config.seed, number, life))
+        self.rng, n = np.random.default_rng(chance), config.robots + config.task_robots
+        self.world = d4pg.make_world(config, n, int(chance.generate_state(1)[0]))
+        self.obs = self.world.observe()
+        make = lambda shape: d4pg.make_networks(config, shape, len(self.world.low))
+        self.networks = [make(shape) for shape in shapes(self.obs.shape[1:])]
+        self.flats = [networks.flatten(part) for nets in self.networks for part in nets[:2]]
+        self.version = -1
+        sigmas = [d4pg.ladder(config, number, k) for k in (config.robots, config.task_robots)]
+        self.sigma = np.concatenate(sigmas)
+        gammas = np.array([config.imitation_gamma, config.gamma])
+        self.window = d4pg.NStep(n, config.nstep, gammas, rewards=2)
+        self.returns = np.zeros((n, 2))  # of the present episodes, so far
+        self.frame, self.end = np.zeros((2, n), np.int64)  # d_t, and the demonstration's last
+        self.begin(np.arange(n))
+
+    def begin(self, ids):
+        """New episodes: at a demonstration's beginning, amid one, or (task) anywhere."""
+        if not len(ids):
+            return
+        config, demos, rng = self.config, self.demos, self.rng
+        d = rng.integers(len(demos.first), size=len(ids))  # sample demo d from D
+        amid = rng.random(len(ids)) < config.amid * (config.curriculum > 0)
+        most = np.minimum(config.curriculum, demos.end[d] - demos.first[d])
+        t = np.where(amid, rng.integers(np.maximum(most, 1)), 0)
+        self.frame[ids], self.end[ids] = demos.first[d] + t, demos.end[d]
+        self.returns[ids] = 0
+        self.obs[ids] = self.world.reset(ids)
+        ids = ids[(ids < self.m) | amid]
+        if len(ids):  # set initial state o_1 to initial demo state d_1
+            self.obs[ids] = self.world.set_state(demos.states[self.frame[ids]], ids)
+
+    def ready(self):
+        """May this actor take a step, by the rate limit and by the slots it holds?"""
+        board, k = self.board, self.number
+        most = self.world.n * self.config.nstep  # items, should all episodes end at once
+        room = min(items.room(k) for items in self.items)
+        return board.steps[k] < board.limit[k] and room >= most
+
+    def act(self, goal):
+        """a_t, with noise: of all robots.  [n, 9]"""
+        config, m, shape = self.config, self.m, (self.world.n, 9)
+        if self.board.steps[self.number] * max(config.actors, 1) < config.warmup:
+            return self.rng.uniform(-1, 1, shape).astype(np.float32)
+        imitation = follow(self.networks[IMITATION], self.obs[:m], self.demos.frames[goal[:m]])
+        task = d4pg.pick(self.networks[TASK], self.obs[m:])  # a_t = π(o_t)
+        noise = self.sigma * self.rng.standard_normal(shape, np.float32)
+        return (np.concatenate([imitation, task]) + noise).clip(-1, 1)
+
+    def step(self):
+        """One step of every robot: a turn of the loops over t in algorithms 1 and 3."""
+        config, world, demos, board, m = self.config, self.world, self.demos, self.board, self.m
+        self.version, weights = replay.read_weights(board, self.version)
+        if weights is not None:
+            networks.unflatten(self.flats, weights)
+        goal = np.minimum(self.frame + 1, self.end)
+        action = self.act(goal)  # sample action a_t = π(o_t, d_{t+1})
+        next_obs, task, discount, last = world.step(action)  # execute, observe o_{t+1}, r_task
+        d4pg.check_finite(next_obs, task)
+        o, d = world.features()[:m], goal[:m]
+        images = () if config.obs == "features" else (next_obs[:m], demos.frames[d])
+        imitation, early = np.zeros(world.n), np.zeros(world.n, bool)
+        imitation[:m] = imitation_reward(config, o, demos.features[d], *images)  # r(o_t+1, d_t+1)
+        early[:m] = lost(config, imitation[:m], o, demos.features[d])
+        last = last | early | (np.arange(world.n) < m) & (goal == self.end)
+        rewards = np.stack([imitation, task], 1)
+        discounts = np.stack([np.where(early, 0, discount), discount], 1)
+        self.frame = goal
+        begin = {"obs": self.obs, "action": action, "goal": np.float32(goal[:, None])}
+        robot, items = self.window.step(begin, rewards, discounts, last)
+        items["next_obs"] = next_obs[robot]
+        items["next_goal"] = np.float32(np.minimum(goal + 1, self.end)[robot][:, None])
+        self.remember(robot, items)
+        self.returns += rewards
+        for i in np.flatnonzero(last):
+            kind = IMITATION if i < m else TASK
+            replay.publish_return(board, self.number, self.returns[i, kind], kind)
+        self.obs = next_obs
+        self.begin(np.flatnonzero(last))
+        board.steps[self.number] += world.n
+
+    def remember(self, robot, items):
+        """Store (o_t, a_t, o_{t+1}, r_task, r_imitate, d_{t+1}) in M, each learner's part."""
+        mine = np.ones(len(robot), bool)
+        for kind, memory in enumerate(self.items):
+            rows = mine if kind == TASK else robot < self.m
+            part = {name: items[name][rows] for name in memory.fields}
+            part |= {name: part[name][:, [kind]] for name in ("reward", "discount")}
+            memory.write(self.number, part)
+
+    def state(self):
+        """All that the future depends on."""
+        return {"rng": self.rng.bit_generator.state, "world": self.world.get_state(),
+                "episode": self.world.physics.episode, "window": vars(self.window),
+                "returns": self.returns, "frame": self.frame, "end": self.end}  # fmt: skip
+
+    def load(self, state):
+        self.rng.bit_generator.state = state["rng"]
+        self.obs = self.world.set_state(state["world"])
+        self.world.physics.episode[:] = state["episode"]
+        vars(self.window).update(state["window"])
+        self.returns, self.frame, self.end = (state[k] for k in ("returns", "frame", "end"))
+
+
+# --------------------------------------------------------------------------------------------
+# Learning: algorithms 2 and 4
+# --------------------------------------------------------------------------------------------
+
+
+def make_learners(config, demos):
+    """Both are given D4PG ("an off-policy RL algorithm A") and a memory M."""
+    world = d4pg.make_world(config, 1, 0)
+    fields, number = d4pg.item_fields(world), ((1,), np.float32)
+    frames = torch.from_numpy(demos.frames).to(config.device)
+
+    def look(batch):  # d_{t+1} is a frame's number in memory; images are fetched only now
+        goal, next_goal = (frames[batch[name][:, 0].long()] for name in ("goal", "next_goal"))
+        return batch | {
+            "obs": see(batch["obs"], goal), "next_obs": see(batch["next_obs"], next_goal)
+        }  # fmt: skip
+
+    mimic = SimpleNamespace(**vars(config))
+    mimic.gamma = config.imitation_gamma
+    mimic.vmax = 1 / (1 - mimic.gamma)
+    first, second = shapes(fields["obs"][0])
+    actions = len(world.low)
+    imitation = d4pg.Learner(  # algorithm 2
+        d4pg.Agent(mimic, first, actions), fields | {"goal": number, "next_goal": number},
+        "imitation_", "prioritised", look,
+    )  # fmt: skip
+    task = d4pg.Learner(d4pg.Agent(config, second, actions), fields, "task_", "uniform")  # 4
+    imitation.share, task.share = 1 - config.task_share, config.task_share
+    if config.obs == "features":
+        now = np.setdiff1d(np.arange(len(frames)), demos.end)
+        imitation.fit_scale(see(frames[now], frames[now + 1]), least=0.001)
+        task.fit_scale(frames)
+    return [imitation, task]
+
+
+def make_run(config):
+    """A run of MetaMimic; demonstrations that are missing are made."""
+    config = SimpleNamespace(**vars(config), env="stack", fd=0, vmin=0.0, vmax=0.0)
+    config = d4pg.complete(config)
+    d4pg.check_config(config, FLAGS, LIMITS, config.task_robots)
+    d4pg.tune(config.threads)
+    folders = [env.demo_folder(config.demos, "stack", by, config.horizon) for by in env.PEOPLE]
+    wanted = {"A": config.demonstrations, "B": config.eval_episodes}
+    for folder in folders:
+        if len(list(folder.glob("*.npz"))) < wanted[folder.name]:
+            count = max(500, wanted[folder.name])
+            env.make_demos(folder, "stack", folder.name, count, horizon=config.horizon)
+    demos = load_demos(config, folders[0], config.demonstrations)
+    learners = make_learners(config, demos)
+    unseen = {}  # B's demonstrations, loaded when they are first needed
+
+    def play(config, eyes, episodes, stop):
+        if episodes not in unseen:
+            unseen[episodes] = load_demos(config, folders[1], episodes)
+        return evaluate(config, eyes, episodes, stop, demos, unseen[episodes])
+
+    return d4pg.Run(config, learners, Actor, play, (demos,))
+
+
+# --------------------------------------------------------------------------------------------
+# How good is it?
+# --------------------------------------------------------------------------------------------
+
+
+def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
+    """Imitate the first demonstrations, and do the task from where the first ones begin.
+
+    Without noise and without early termination.  Task rewards [T, copies + tasks], imitation
+    rewards [T, copies], or None if `stop` is asked for.  `watch` is given the world at every step.
+    """
+    start = np.concatenate([demos.first[:copies], demos.first[:tasks]])
+    world = d4pg.make_world(config, len(start), 0)
+    obs, task, imitation = world.set_state(demos.states[start]), [], []
+    for t in range(config.horizon):
+        if stop and stop.asked:
+            return None
+        if watch:
+            watch(world)
+        goal = np.minimum(demos.first + t + 1, demos.end)[:copies]
+        actions = follow(eyes[IMITATION], obs[:copies], demos.frames[goal])
+        if tasks:
+            actions = np.concatenate([actions, d4pg.pick(eyes[TASK], obs[copies:])])
+        obs, reward, _, _ = world.step(actions)
+        o, d = world.features()[:copies], demos.features[goal]
+        images = () if config.obs == "features" else (obs[:copies], demos.frames[goal])
+        task.append(reward)
+        imitation.append(imitation_reward(config, o, d, *images))
+    return np.stack(task), np.stack(imitation)
+
+
+def part(rewards, theirs):
+    """Of the demonstrations' task reward."""
+    return rewards.sum() / theirs.sum() if theirs.any() else np.nan
+
+
+def frames_to_solve(rewards):
+    """Mean first frame with the full reward, of the episodes [T, n] that come to it."""
+    solved = (rewards == 1).any(0)
+    return ((rewards == 1).argmax(0)[solved] + 1).mean() if solved.any() else np.nan
+
+
+def evaluate(config, eyes, episodes, stop, seen, unseen):
+    """Both policies, on demonstrations of A (seen in training) and of B."""
+    n = min(episodes, len(seen.first))
+    ours, theirs = rollout(config, eyes, seen, n, n, stop), None
+    if ours:
+        theirs = rollout(config, eyes, unseen, episodes, 0, stop)
+    if theirs is None:
+        return None
+    (copies, task), A = np.split(ours[0], [n], 1), task_rewards(config, seen, n)
+    B = task_rewards(config, unseen, episodes)
+    return {
+        "imitation_train_ratio": part(copies, A),
+        "imitation_val_ratio": part(theirs[0], B),
+        "imitation_train_reward": ours[1].mean(),
+        "imitation_val_reward": theirs[1].mean(),
+        "stack_success_train": (copies == 1).any(0).mean(),
+        "stack_success_val": (theirs[0] == 1).any(0).mean(),
+        "task_policy_ratio": part(task, A),
+        "task_policy_success": (task == 1).any(0).mean(),
+        "task_policy_frames_to_stack": frames_to_solve(task),
+        "demo_frames_to_stack": frames_to_solve(A),
+    }
+
+
+def imitate(config, eyes, path):
+    """One demonstration in one shot."""
+    demos = load_demos(config, path, 1)
+    (task, imitation), theirs = rollout(config, eyes, demos, 1), task_rewards(config, demos, 1)
+    return {"task_reward": task.sum(), "demo_task_reward": theirs.sum(),
+            "imitation_reward": imitation.mean(), "stacked": (task == 1).any(),
+            "frames_to_stack": frames_to_solve(task)}  # fmt: skip
+
+
+TABLE = (  # what, column, the paper
+    ("one-shot imitation of A's demonstrations (training), part of their reward",
+     "imitation_train_ratio", "0.67 to 0.81"),
+    ("one-shot imitation of B's demonstrations (never seen)", "imitation_val_ratio", "0.52"),
+    ("    of which it stacks", "stack_success_val", ""),
+    ("task policy, part of A's reward", "task_policy_ratio", "1.5"),
+    ("    frames until it has stacked", "task_policy_frames_to_stack", "50"),
+    ("    frames until A has", "demo_frames_to_stack", "200"),
+)  # fmt: skip
+SHOWN = {  # in the progress bar
+    "imitation_train_ratio": "A", "imitation_val_ratio": "B", "imitation_val_reward": "r",
+    "stack_success_val": "stack", "task_policy_ratio": "task",
+}  # fmt: skip
