@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import d4pg
-import metamimic
 import env
+import metamimic
 import train
 
 

@@ -1,0 +1,254 @@
+"""MetaMimic's figures: train what they need, draw them, and gather the claims.
+
+python -m figures.metamimic default   three seeds of `python train.py`, one after the other: minutes
+python -m figures.metamimic fig5      10 to 500 demonstrations
+python -m figures.metamimic fig8      the task policy beside D4PG's
+python -m figures.metamimic draw      figures 5, 7 and 8, results/summary.json, the README's table
+
+What is in results/metamimic already is not trained again. A run leaves its curve (.csv) and its
+evaluation with flags, commit, hardware and minutes (.json).
+"""
+
+import argparse
+import csv
+import json
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import env
+
+RESULTS = Path("results/metamimic")
+SEEDS = 3
+IN_TURN = "--actors 0"  # acting and learning in turn: two such runs fill two cores best
+LIKE_TASK = "--robots 64 --sigma_min 0.02 --sigma_max 0.25 --gamma 0.97"
+IMITATE = f"{IN_TURN} --task_share 0 --task_robots 0 --steps 400000 --eval_every 40000"
+RUNS = {  # figure: {name: command of train.py}; what is in two figures is trained once
+    "default": {"metamimic_curriculum": "metamimic"},
+    "fig5": {
+        f"fig5_{count}": f"metamimic {IMITATE} --demonstrations {count}"
+        for count in (10, 50, 100, 500)
+    },
+    "fig8": {
+        "metamimic": f"metamimic {IN_TURN} --amid 0",
+        "d4pg": f"d4pg {IN_TURN} {LIKE_TASK}",
+        "d4pg_curriculum": f"d4pg {IN_TURN} {LIKE_TASK} --curriculum 100",
+        "d4pgfd": f"d4pg {IN_TURN} {LIKE_TASK} --fd 500",
+    },
+}
+
+
+def commit():
+    """Of the code that runs; refused if it is not committed."""
+    git = lambda *words: subprocess.check_output(["git", *words], text=True).strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "*.py", "assets")
+    if changed:
+        raise SystemExit(f"commit these first, for results to say of what they are:\n{changed}")
+    return git("rev-parse", "--short", "HEAD")
+
+
+def hardware():
+    with open("/proc/cpuinfo") as file:
+        models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return f"{len(models)} cores of {models[0]}" if models else platform.processor()
+
+
+def train(name, command, seed):
+    """One run, from its command to its two files in results/."""
+    out = RESULTS / f"{name}-{seed}"
+    if out.with_suffix(".json").exists():
+        return
+    folder = Path(f"runs/{out.name}")
+    words = [sys.executable, "train.py", *command.split(), "--seed", str(seed)]
+    words = [*words, "--out", str(folder), "--save_minutes", "1000"]
+    facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
+             "hardware": hardware()}  # fmt: skip
+    with open(f"runs/{out.name}.log", "w") as log:
+        subprocess.run(words, check=True, stdout=log, stderr=log)
+        words = [sys.executable, "train.py", "eval", str(folder)]
+        told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
+    curve = (folder / "metrics.csv").read_text()
+    facts["minutes"] = round(float(list(csv.DictReader(curve.splitlines()))[-1]["seconds"]) / 60, 1)
+    out.with_suffix(".csv").write_text(curve)
+    facts |= json.loads(told.stdout.splitlines()[-1])
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"{out}: {facts['minutes']} minutes", flush=True)
+
+
+def read(name):
+    """What each seed of a run has come to: its facts, and its curve as columns of numbers."""
+    facts, curves = [], []
+    for path in sorted(RESULTS.glob(f"{name}-[0-9].json")):
+        facts.append(json.loads(path.read_text()))
+        with open(path.with_suffix(".csv")) as file:
+            rows = [row for row in csv.DictReader(file) if list(row.values())[-1] != ""]
+        number = lambda text: float(text) if text else np.nan
+        curves.append({key: np.array([number(row[key]) for row in rows]) for key in rows[0]})
+    return facts, curves
+
+
+def plot(axis, curves, x, y, label, colour, scale=1.0):
+    """Mean and range of seeds."""
+    shortest = min((curve[x] for curve in curves), key=lambda steps: steps[-1])
+    values = scale * np.array([np.interp(shortest, curve[x], curve[y]) for curve in curves])
+    units = shortest / (60 if x == "seconds" else 1e6)
+    axis.plot(units, values.mean(0), label=label, color=colour)
+    axis.fill_between(units, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axis.grid(alpha=0.3)
+
+
+def draw_default():
+    """The run of the README: minutes from nothing to better than the demonstrators."""
+    _, curves = read("metamimic_curriculum")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    labels = {"train": "A (training)", "val": "B (never seen)", "policy": "task policy"}
+    for axis, columns, title in (
+        (axes[0], ("imitation_train_ratio", "imitation_val_ratio"), "one-shot imitation, part of their reward"),
+        (axes[1], ("imitation_train_reward", "imitation_val_reward"), "imitation reward a step (eq. 2)"),
+        (axes[2], ("task_policy_ratio",), "task policy, part of A's reward"),
+    ):  # fmt: skip
+        for colour, column in enumerate(columns):
+            label = labels[column.split("_")[1]]
+            plot(axis, curves, "seconds", column, label, f"C{colour}")
+        axis.set(title=title, xlabel="minutes on two cores", ylim=(0, None))
+        axis.title.set_fontsize(10)
+        axis.legend(loc="lower right")
+    axes[0].axhline(0.52, color="C1", linestyle=":", linewidth=1)  # the paper's
+    axes[2].axhline(1.5, color="C0", linestyle=":", linewidth=1)
+    save(figure, "metamimic")
+
+
+def draw_fig5():
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, sharey="row")
+    for j, people in enumerate(("train", "val")):
+        for i, what in enumerate(("ratio", "reward")):
+            for colour, count in enumerate((10, 50, 100, 500)):
+                _, curves = read(f"fig5_{count}")
+                column = f"imitation_{people}_{what}"
+                plot(axes[i, j], curves, "steps", column, f"{count}", f"C{colour}")
+        axes[0, j].set_title(f"{people}: demonstrations of {'A' if people == 'train' else 'B'}")
+        axes[1, j].set_xlabel("environment steps, millions")
+    axes[0, 0].set_ylabel("task reward, part of theirs")
+    axes[1, 0].set_ylabel("imitation reward a step")
+    axes[0, 0].legend(title="demonstrations", loc="lower right")
+    save(figure, "fig5")
+
+
+def draw_fig8(reward):
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    axis.axhline(1, color="gray", label="demonstrations (A)")
+    lines = {"d4pg": ("D4PG", "C2", "eval_return"), "d4pgfd": ("D4PGfD", "C3", "eval_return"),
+             "d4pg_curriculum": ("D4PG + curriculum", "C4", "eval_return"),
+             "metamimic": ("MetaMimic", "C0", "task_policy_ratio"),
+             "metamimic_curriculum": ("MetaMimic + curriculum", "C1", "task_policy_ratio"),
+             }  # fmt: skip
+    for name, (label, colour, column) in lines.items():
+        scale = 1 / reward if column == "eval_return" else 1
+        plot(axis, read(name)[1], "steps", column, label, colour, scale)
+    axis.set(
+        xlabel="environment steps, millions", ylabel="task reward, part of A's", ylim=(0, None)
+    )
+    axis.legend()
+    save(figure, "fig8")
+
+
+def save(figure, name):
+    figure.tight_layout()
+    figure.savefig(f"results/{name}.png", dpi=80)
+    plt.close(figure)
+
+
+def claims(reward):
+    """What is measured, beside the paper: a list of claims, each with how to measure it again."""
+    table = {  # claim: (run, number of its evaluation, paper, by which to divide)
+        "imitation_train_ratio": ("metamimic_curriculum", "imitation_train_ratio", "0.67 to 0.81"),
+        "imitation_val_ratio": ("metamimic_curriculum", "imitation_val_ratio", "0.52"),
+        "imitation_val_reward": ("metamimic_curriculum", "imitation_val_reward", None),
+        "stack_success_val": ("metamimic_curriculum", "stack_success_val", None),
+        "task_policy_ratio": ("metamimic_curriculum", "task_policy_ratio", "1.5"),
+        "task_policy_frames_to_stack": (
+            "metamimic_curriculum",
+            "task_policy_frames_to_stack",
+            "50",
+        ),
+        "demo_frames_to_stack": ("metamimic_curriculum", "demo_frames_to_stack", "200"),
+        "d4pg_ratio": ("d4pg", "eval_return", "significantly below 1"),
+        "d4pg_curriculum_ratio": ("d4pg_curriculum", "eval_return", "as MetaMimic"),
+        "d4pgfd_ratio": ("d4pgfd", "eval_return", "as MetaMimic"),
+        "metamimic_ratio": ("metamimic", "task_policy_ratio", "1.5"),
+        "metamimic_curriculum_ratio": ("metamimic_curriculum", "task_policy_ratio", "best"),
+    }
+    for count in (10, 50, 100, 500):
+        for people, paper in (("train", "0.67 to 0.81"), ("val", "0.52" if count == 500 else None)):
+            table[f"fig5_{count}_{people}"] = f"fig5_{count}", f"imitation_{people}_ratio", paper
+    found = []
+    for claim, (name, column, paper) in table.items():
+        facts, _ = read(name)
+        if facts:
+            scale = 1 / reward if column == "eval_return" else 1
+            values = scale * np.array([fact[column] for fact in facts])
+            spread = [float(f"{x:.3g}") for x in (values.min(), values.max())]
+            found.append({
+                "claim": claim, "paper": paper, "ours": float(f"{values.mean():.3g}"),
+                "spread": spread, "seeds": len(facts), "command": facts[0]["command"],
+                "commit": facts[0]["commit"], "hardware": facts[0]["hardware"],
+                "minutes": round(float(np.mean([fact["minutes"] for fact in facts])), 1),
+            })  # fmt: skip
+    return found
+
+
+def rows(found):
+    """The README's table of claims."""
+    lines = [
+        "| claim | paper | here, mean of seeds | from, to | seeds | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for c in found:
+        low, high = c["spread"]
+        numbers = f"{c['ours']:g} | {low:g}, {high:g} | {c['seeds']} | {c['minutes']:g}"
+        lines.append(f"| `{c['claim']}` | {c['paper'] or ''} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def gather(found):
+    """Put claims into summary.json, among those of others, and the table into the README."""
+    path, readme = Path("results/summary.json"), Path("README.md")
+    others = json.loads(path.read_text()) if path.exists() else []
+    names = {c["claim"] for c in found}
+    found = [c for c in others if c["claim"] not in names] + found
+    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in found) + "\n]\n")
+    text = readme.read_text()
+    begin, end = (text.index(f"<!-- {word} of summary.json -->") for word in ("table", "end"))
+    begin += len("<!-- table of summary.json -->\n")
+    readme.write_text(text[:begin] + rows(found) + text[end:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=[*RUNS, "draw"])
+    parser.add_argument("--at_once", type=int, help="runs side by side; default alone, else two")
+    what = parser.parse_args().what
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    Path("runs").mkdir(exist_ok=True)
+    if what == "draw":
+        rewards = [
+            demo["rewards"].sum()
+            for demo in env.load_demos("demos/stack200/A", "stack", ("rewards",))
+        ]
+        found = claims(np.mean(rewards))
+        gather(found)
+        for draw in (draw_default, draw_fig5, lambda: draw_fig8(np.mean(rewards))):
+            draw()
+        return
+    jobs = [(name, command, seed) for seed in range(SEEDS) for name, command in RUNS[what].items()]
+    with ThreadPoolExecutor(1 if what == "default" else 2) as pool:
+        list(pool.map(lambda job: train(*job), jobs))
+
+
+if __name__ == "__main__":
+    main()
