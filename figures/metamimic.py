@@ -26,7 +26,7 @@ import env
 RESULTS = Path("results/metamimic")
 SEEDS = 3
 IN_TURN = "--actors 0"  # acting and learning in turn: two such runs fill two cores best
-LIKE_TASK = "--robots 64 --sigma_min 0.02 --sigma_max 0.25 --gamma 0.97"
+LIKE_TASK = "--robots 64 --sigma_min 0.02 --sigma_max 0.25 --gamma 0.98 --capacity 1000000"
 IMITATE = f"{IN_TURN} --task_share 0 --task_robots 0 --steps 400000 --eval_every 40000"
 RUNS = {  # figure: {name: command of train.py}; what is in two figures is trained once
     "default": {"metamimic_curriculum": "metamimic"},
@@ -107,11 +107,14 @@ def draw_default():
     _, curves = read("metamimic_curriculum")
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
     labels = {"train": "A (training)", "val": "B (never seen)", "policy": "task policy"}
-    for axis, columns, title in (
-        (axes[0], ("imitation_train_ratio", "imitation_val_ratio"), "one-shot imitation, part of their reward"),
-        (axes[1], ("imitation_train_reward", "imitation_val_reward"), "imitation reward a step (eq. 2)"),
-        (axes[2], ("task_policy_ratio",), "task policy, part of A's reward"),
-    ):  # fmt: skip
+    titles = {
+        "ratio": "one-shot imitation, part of their reward",
+        "reward": "imitation reward a step (eq. 2)",
+        "task": "task policy, part of A's reward",
+    }
+    for axis, (what, title) in zip(axes, titles.items()):
+        both = [f"imitation_{people}_{what}" for people in ("train", "val")]
+        columns = ["task_policy_ratio"] if what == "task" else both
         for colour, column in enumerate(columns):
             label = labels[column.split("_")[1]]
             plot(axis, curves, "seconds", column, label, f"C{colour}")
