@@ -57,6 +57,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "batch": ("items in a batch", 16, 128, 64),
     "policy_lr": ("Adam's step for the policy; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
     "critic_lr": ("Adam's step for the critic; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
+    "lr_end": ("part of those steps that is left at the end of the run", 1.0, 1.0, 1.0),
     "target_period": ("updates between copies to the targets", 20, 100, 100),
     "round": ("updates for which batches are sampled at once", 5, 10, 10),
     "sigma_min": ("σ: exploration noise of the quietest robot", 0.05, 0.05, 0.05),
@@ -133,7 +134,8 @@ class Agent:
         rates = (config.critic_lr, config.policy_lr, config.critic_lr)
         groups = {}  # one for each rate: Adam then takes one step for all that share it
         for flat, rate in zip(self.flats, rates):
-            groups.setdefault(rate, {"lr": rate, "params": []})["params"].append(flat)
+            group = {"lr": rate, "full": rate, "params": []}
+            groups.setdefault(rate, group)["params"].append(flat)
         self.adam = torch.optim.Adam(groups.values(), fused=True)
         self.z = torch.linspace(config.vmin, config.vmax, config.atoms, device=device)
         self.updates = 0
@@ -169,6 +171,11 @@ class Agent:
         TD = ((m - log_p.detach().exp()) * self.z).sum(1).abs()
         metrics = {"critic_loss": critic_loss.detach(), "q": Q.detach().mean(), "td": TD.mean()}
         return metrics, TD
+
+    def anneal(self, progress):
+        """Smaller steps of Adam as the run goes on, from 0 to 1."""
+        for group in self.adam.param_groups:
+            group["lr"] = group["full"] * (1 - (1 - self.config.lr_end) * min(progress, 1))
 
     def learn(self, memory, count, see=dict):
         """`count` updates (algorithms 2 and 4): mean metrics, and the last gradient's length.
@@ -428,10 +435,11 @@ def actor_process(make, parent, config, number, items, board, *rest):
 class Learner:
     """An agent, the memory that it learns from, and what it has learned since the last row."""
 
-    def __init__(self, agent, fields, name="", sampling="uniform", see=dict):
+    def __init__(self, agent, fields, robots, name="", sampling="uniform", see=dict):
+        """`robots` of each actor fill the memory."""
         config = self.config = agent.config
         self.agent, self.name, self.sampling, self.see = agent, name, sampling, see
-        ring, actors = max(1024, 4 * config.robots * config.nstep), max(config.actors, 1)
+        ring, actors = max(1024, 4 * robots * config.nstep), max(config.actors, 1)
         self.items, self.memory = replay.Items(fields, config.capacity, actors, ring), None
         self.share, self.credit = 1.0, 0.0  # of all rounds; and how many of them it is behind
         self.scaled, self.sums, self.rounds = False, dict.fromkeys(METRICS, 0.0), 0
@@ -548,7 +556,9 @@ class Run:
         if self.due() >= self.config.round:
             for learner in self.learners:
                 learner.credit += learner.share
-            max(self.learners, key=lambda learner: learner.credit).learn()
+            learner = max(self.learners, key=lambda learner: learner.credit)
+            learner.agent.anneal(self.steps / self.config.steps)
+            learner.learn()
             replay.publish_weights(self.board, self.act_weights())
         elif not new and not self.inline:
             time.sleep(0.0005)
@@ -655,7 +665,8 @@ def make_run(config):
     world = make_world(config, 1, 0)
     fields = item_fields(world)
     agent = Agent(config, fields["obs"][0], len(world.low))
-    return Run(config, [Learner(agent, fields, sampling=config.sampling)], Actor, evaluate)
+    learner = Learner(agent, fields, config.robots, sampling=config.sampling)
+    return Run(config, [learner], Actor, evaluate)
 
 
 def complete(config):
@@ -670,7 +681,7 @@ def complete(config):
 LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
     "actors": (0, 1000), "robots": (1, 10_000), "updates_per_step": (0, 1000), "nstep": (1, 1000),
     "hidden": (1, 10_000), "dial": (0, 10), "eval_episodes": (1, 10_000), "atoms": (2, 10_000),
-    "policy_lr": (0, 1), "critic_lr": (0, 1), "sigma_min": (1e-9, 100), "sigma_max": (1e-9, 100),
+    "policy_lr": (0, 1), "lr_end": (0, 1), "critic_lr": (0, 1), "sigma_min": (1e-9, 100), "sigma_max": (1e-9, 100),
     "seed": (0, 2**32 - 1), "horizon": (0, env.LONGEST), "warmup": (1, 10**12),
     "vmin": (-1e30, 1e30), "vmax": (-1e30, 1e30), "gamma": (0, 1), "fd": (0, 10**6),
     "curriculum": (0, env.LONGEST),

@@ -44,8 +44,10 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
 } | {
     "demonstrations": ("of person A to learn from", 4, 500, 500),
     "robots": ("of each actor that imitate", 4, 32, 64),
-    "task_robots": ("of each actor that do the task", 4, 32, 64),
-    "steps": ("environment steps in all", 2_000, 3_000_000, 200_000_000),
+    "task_robots": ("of each actor that do the task", 4, 64, 64),
+    "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.07, 0.1),
+    "lr_end": ("part of Adam's steps that is left at the end of the run", 1.0, 0.1, 1.0),
+    "steps": ("environment steps in all", 2_000, 4_500_000, 200_000_000),
     "capacity": ("items in each memory", 1_000, 1_000_000, 1_000_000),
     "gamma": ("γ: discount factor of the task", 0.95, 0.98, 0.99),
     "imitation_gamma": ("γ of imitation", 0.95, 0.95, 0.99),
@@ -58,7 +60,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "task_share": ("part of the updates that train the task policy", 0.5, 0.75, 0.5),
     "sigma_min": ("σ: exploration noise of the quietest robot", 0.05, 0.02, 0.02),
     "sigma_max": ("σ: of the loudest", 0.25, 0.25, 0.25),
-    "eval_every": ("steps between evaluations", 1_000, 200_000, 1_000_000),
+    "eval_every": ("steps between evaluations", 1_000, 250_000, 1_000_000),
 }
 LIMITS = {
     "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
@@ -314,10 +316,13 @@ def make_learners(config, demos):
     first, second = shapes(fields["obs"][0])
     actions = len(world.low)
     imitation = d4pg.Learner(  # algorithm 2
-        d4pg.Agent(mimic, first, actions), fields | {"goal": number, "next_goal": number},
+        d4pg.Agent(mimic, first, actions), fields | {"goal": number, "next_goal": number}, config.robots,
         "imitation_", "prioritised", look,
     )  # fmt: skip
-    task = d4pg.Learner(d4pg.Agent(config, second, actions), fields, "task_", "uniform")  # 4
+    everyone = config.robots + config.task_robots
+    task = d4pg.Learner(  # algorithm 4
+        d4pg.Agent(config, second, actions), fields, everyone, "task_", "uniform"
+    )
     imitation.share, task.share = 1 - config.task_share, config.task_share
     if config.obs == "features":
         now = np.setdiff1d(np.arange(len(frames)), demos.end)
