@@ -681,10 +681,10 @@ def complete(config):
 LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
     "actors": (0, 1000), "robots": (1, 10_000), "updates_per_step": (0, 1000), "nstep": (1, 1000),
     "hidden": (1, 10_000), "dial": (0, 10), "eval_episodes": (1, 10_000), "atoms": (2, 10_000),
-    "policy_lr": (0, 1), "lr_end": (0, 1), "critic_lr": (0, 1), "sigma_min": (1e-9, 100), "sigma_max": (1e-9, 100),
+    "policy_lr": (0, 1), "critic_lr": (0, 1), "sigma_min": (1e-9, 100), "sigma_max": (1e-9, 100),
     "seed": (0, 2**32 - 1), "horizon": (0, env.LONGEST), "warmup": (1, 10**12),
     "vmin": (-1e30, 1e30), "vmax": (-1e30, 1e30), "gamma": (0, 1), "fd": (0, 10**6),
-    "curriculum": (0, env.LONGEST),
+    "curriculum": (0, env.LONGEST), "lr_end": (0, 1),
 }  # fmt: skip
 
 

@@ -315,10 +315,10 @@ def make_learners(config, demos):
     mimic.vmax = 1 / (1 - mimic.gamma)
     first, second = shapes(fields["obs"][0])
     actions = len(world.low)
+    theirs = fields | {"goal": number, "next_goal": number}
     imitation = d4pg.Learner(  # algorithm 2
-        d4pg.Agent(mimic, first, actions), fields | {"goal": number, "next_goal": number}, config.robots,
-        "imitation_", "prioritised", look,
-    )  # fmt: skip
+        d4pg.Agent(mimic, first, actions), theirs, config.robots, "imitation_", "prioritised", look
+    )
     everyone = config.robots + config.task_robots
     task = d4pg.Learner(  # algorithm 4
         d4pg.Agent(config, second, actions), fields, everyone, "task_", "uniform"

@@ -479,7 +479,6 @@ def test_demonstrations_that_cannot_be_imitated_are_refused_by_name(whole, demos
         ({"states": late}, r"it does not go on from time 0 in steps of 0\.05 s"),
         ({"states": moved}, "begins in a state that looks different here, by 0.5"),
         (short, "0 steps; a demonstration has 1 to"),
-        ({"world": np.array("kitchen")}, "made for the world 'kitchen'"),
         ("stack30/A/0000.npz", "it has 30 steps, an episode 20; --horizon 30 trains for such"),
         ("kitchen/000_0.npz", "made for the world 'kitchen'"),
         ("nowhere.npz", "0 demonstrations, 1 wanted"),
