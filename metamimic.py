@@ -143,8 +143,11 @@ PIXEL = 0.3  # root mean square difference of images, of 1, that counts as one
 HAND_TO_BLOCK = env.Stack.FEATURES["pinch_to_a"]
 
 
-def imitation_reward(config, o, d, image_o=None, image_d=None):
-    """r(o_{t+1}, d_{t+1}) of eq. 2, by features, or by body features and images.  [n]"""
+def tracking(config, o, d, image_o=None, image_d=None):
+    """Both parts of eq. 2, of what is seen and of the body, from 0 to 1.  [2, n]
+
+    By features, or by images and the body's features.
+    """
     difference = (o - d) / UNITS
     body = (difference[:, BODY] ** 2).sum(1)  # |o_body - d_body|²
     if image_o is None:
@@ -152,7 +155,7 @@ def imitation_reward(config, o, d, image_o=None, image_d=None):
     else:
         difference = np.subtract(image_o, image_d, dtype=np.float32) / 255
         image = np.square(difference).mean((1, 2, 3)) / PIXEL**2
-    return (np.exp(-config.beta_image * image) + np.exp(-config.beta_body * body)) / 2
+    return np.exp([-config.beta_image * image, -config.beta_body * body])
 
 
 def lost(config, reward, o, d):
@@ -251,7 +254,8 @@ class Actor:
         o, d = world.features()[:m], goal[:m]
         images = () if config.obs == "features" else (next_obs[:m], demos.frames[d])
         imitation, early = np.zeros(world.n), np.zeros(world.n, bool)
-        imitation[:m] = imitation_reward(config, o, demos.features[d], *images)  # r(o_t+1, d_t+1)
+        parts = tracking(config, o, demos.features[d], *images)
+        imitation[:m] = parts.mean(0)  # r_imitate = r(o_{t+1}, d_{t+1}), eq. 2
         early[:m] = lost(config, imitation[:m], o, demos.features[d])
         last = last | early | (np.arange(world.n) < m) & (goal == self.end)
         rewards = np.stack([imitation, task], 1)
@@ -364,8 +368,9 @@ def make_run(config):
 def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
     """Imitate the first demonstrations, and do the task from where the first ones begin.
 
-    Without noise and without early termination.  Task rewards [T, copies + tasks], imitation
-    rewards [T, copies], or None if `stop` is asked for.  `watch` is given the world at every step.
+    Without noise and without early termination.  Task rewards [T, copies + tasks], both parts of
+    the imitation rewards [T, 2, copies]; None if `stop` is asked for.  `watch` is given the world
+    at every step.
     """
     start = np.concatenate([demos.first[:copies], demos.first[:tasks]])
     world = d4pg.make_world(config, len(start), 0)
@@ -383,7 +388,7 @@ def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
         o, d = world.features()[:copies], demos.features[goal]
         images = () if config.obs == "features" else (obs[:copies], demos.frames[goal])
         task.append(reward)
-        imitation.append(imitation_reward(config, o, d, *images))
+        imitation.append(tracking(config, o, d, *images))
     return np.stack(task), np.stack(imitation)
 
 
@@ -413,6 +418,8 @@ def evaluate(config, eyes, episodes, stop, seen, unseen):
         "imitation_val_ratio": part(theirs[0], B),
         "imitation_train_reward": ours[1].mean(),
         "imitation_val_reward": theirs[1].mean(),
+        "tracking_seen_val": theirs[1][:, 0].mean(),
+        "tracking_body_val": theirs[1][:, 1].mean(),
         "stack_success_train": (copies == 1).any(0).mean(),
         "stack_success_val": (theirs[0] == 1).any(0).mean(),
         "task_policy_ratio": part(task, A),
