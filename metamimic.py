@@ -397,10 +397,15 @@ def part(rewards, theirs):
     return rewards.sum() / theirs.sum() if theirs.any() else np.nan
 
 
+def first_solved(rewards):
+    """First frame with the full reward, of each episode [T, n]; NaN if there is none.  [n]"""
+    return np.where((rewards == 1).any(0), (rewards == 1).argmax(0) + 1, np.nan)
+
+
 def frames_to_solve(rewards):
-    """Mean first frame with the full reward, of the episodes [T, n] that come to it."""
-    solved = (rewards == 1).any(0)
-    return ((rewards == 1).argmax(0)[solved] + 1).mean() if solved.any() else np.nan
+    """The mean of those that come to it."""
+    frames = first_solved(rewards)
+    return np.nanmean(frames) if np.isfinite(frames).any() else np.nan
 
 
 def evaluate(config, eyes, episodes, stop, seen, unseen):
@@ -429,9 +434,8 @@ def evaluate(config, eyes, episodes, stop, seen, unseen):
     }
 
 
-def imitate(config, eyes, path):
-    """One demonstration in one shot."""
-    demos = load_demos(config, path, 1)
+def imitate(config, eyes, demos):
+    """One demonstration, in one shot."""
     (task, imitation), theirs = rollout(config, eyes, demos, 1), task_rewards(config, demos, 1)
     return {"task_reward": task.sum(), "demo_task_reward": theirs.sum(),
             "imitation_reward": imitation.mean(), "stacked": (task == 1).any(),

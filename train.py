@@ -220,21 +220,27 @@ def draw_curves(folder, config):
     plt.close(figure)
 
 
-def film_imitation(config, run, source=None, count=3, every=4):
-    """[demonstrations, frames, 2 size, size, 3]: above a demonstration, below the robot's copy."""
-    if source is None:
-        source = env.demo_folder(config.demos, "stack", "B", config.horizon)
-    demos, states = metamimic.load_demos(run.config, source, count), []
-    metamimic.rollout(
-        run.config, run.eyes(), demos, count, watch=lambda w: states.append(w.get_state())
-    )
+def film(run, demos, copies, tasks=0, every=4):
+    """[films, frames, 2 size, size, 3]: above a demonstration, below its copy, or the task policy.
+
+    The task policy begins in the same state as the demonstration above it.
+    """
+    states, see = [], lambda world: states.append(world.get_state())
+    metamimic.rollout(run.config, run.eyes(), demos, copies, tasks, watch=see)
     world, films = env.Stack(1, size=128, shadows=True), []
-    for i in tqdm(range(count), "filming", unit="film"):
-        copies = np.stack(states[::every])[:, i]
+    for robot in tqdm(range(copies + tasks), "filming", unit="film"):
+        i = robot - copies if robot >= copies else robot
+        mine = np.stack(states[::every])[:, robot]
         t = np.minimum(demos.first[i] + np.arange(len(states))[::every], demos.end[i])
-        pair = world.render(demos.states[t]), world.render(copies)
+        pair = world.render(demos.states[t]), world.render(mine)
         films.append(np.concatenate(pair, 1))
     return np.stack(films)
+
+
+def film_imitation(config, run):
+    """Three of B's demonstrations, and the copies."""
+    source = env.demo_folder(config.demos, "stack", "B", config.horizon)
+    return film(run, metamimic.load_demos(run.config, source, 3), 3)
 
 
 def measure(args):
@@ -244,27 +250,30 @@ def measure(args):
     mimic = config.algorithm == "metamimic"
     env.check(mimic or not args.demo, f"--demo needs a run of metamimic; {folder} is another")
     with only_user(folder):
-        run, state = ALGORITHMS[config.algorithm].make_run(config), load_newest(folder)
-        env.check(state is not None, f"{folder} has no checkpoint yet; train first")
-        for learner, saved in zip(run.learners, state["learners"], strict=True):
-            learner.agent.load(saved["agent"])
+        run, steps = read_run(folder, config)
         if args.demo:
-            results = imitate_file(args, config, run)
+            results = imitate_file(args, run)
         else:
             results = report(folder, config, run, args.episodes)
-    print(
-        json.dumps(
-            {"run": str(folder), "steps": int(state["board"]["steps"].sum())} | rounded(results)
-        )
-    )
+    print(json.dumps({"run": str(folder), "steps": steps} | rounded(results)))
 
 
-def imitate_file(args, config, run):
+def read_run(folder, config):
+    """A run with the policies of its newest checkpoint, to look at; and its steps."""
+    run, state = ALGORITHMS[config.algorithm].make_run(config), load_newest(folder)
+    env.check(state is not None, f"{folder} has no checkpoint yet; train first")
+    for learner, saved in zip(run.learners, state["learners"], strict=True):
+        learner.agent.load(saved["agent"])
+    return run, int(state["board"]["steps"].sum())
+
+
+def imitate_file(args, run):
     """One demonstration, imitated in one shot."""
-    results = metamimic.imitate(run.config, run.eyes(), args.demo)
     out = Path(args.out or f"{args.run}/{Path(args.demo).stem}.gif")
     env.check(out.suffix in (".gif", ".png"), f"--out is {out}; it ends in .gif or .png")
-    save_picture(out, film_imitation(config, run, args.demo, 1))
+    demos = metamimic.load_demos(run.config, args.demo, 1)
+    results = metamimic.imitate(run.config, run.eyes(), demos)
+    save_picture(out, film(run, demos, 1))
     print(f"{out}: the demonstration, and below it the copy")
     return results
 

@@ -17,11 +17,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 import env
+import metamimic
+import train as cli
 
 RESULTS = Path("results/metamimic")
 SEEDS = 3
@@ -58,7 +61,7 @@ def hardware():
     return f"{len(models)} cores of {models[0]}" if models else platform.processor()
 
 
-def train(name, command, seed):
+def run_once(name, command, seed):
     """One run, from its command to its two files in results/."""
     out = RESULTS / f"{name}-{seed}"
     if out.with_suffix(".json").exists():
@@ -75,9 +78,26 @@ def train(name, command, seed):
     curve = (folder / "metrics.csv").read_text()
     facts["minutes"] = round(float(list(csv.DictReader(curve.splitlines()))[-1]["seconds"]) / 60, 1)
     out.with_suffix(".csv").write_text(curve)
+    if name == "metamimic_curriculum":
+        frames_to_stack(folder, seed)
     facts |= json.loads(told.stdout.splitlines()[-1])
     out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{out}: {facts['minutes']} minutes", flush=True)
+
+
+def frames_to_stack(folder, seed, count=200):
+    """Figure 7: the task policy and the demonstrator, from the same initial states."""
+    config = SimpleNamespace(**cli.read_config(folder))
+    run, _ = cli.read_run(folder, config)
+    demos = run.aids[0]
+    rewards, _ = metamimic.rollout(run.config, run.eyes(), demos, 0, count)
+    theirs = metamimic.task_rewards(run.config, demos, count)
+    frames = np.stack([metamimic.first_solved(r) for r in (rewards, theirs)], 1)
+    path = RESULTS / f"fig7-{seed}.csv"
+    np.savetxt(path, frames, "%g", ",", header="task policy,demonstration", comments="")
+    if seed == 0:
+        cli.save_picture(Path("results/fig7.gif"), cli.film(run, demos, 0, 4))
+        cli.save_picture(Path("results/imitation.gif"), cli.film_imitation(config, run))
 
 
 def read(name):
@@ -140,6 +160,19 @@ def draw_fig5():
     axes[1, 0].set_ylabel("imitation reward a step")
     axes[0, 0].legend(title="demonstrations", loc="lower right")
     save(figure, "fig5")
+
+
+def draw_fig7():
+    """Frames until the blocks are stacked, from the same initial states."""
+    tables = [np.loadtxt(p, delimiter=",", skiprows=1) for p in sorted(RESULTS.glob("fig7-*.csv"))]
+    figure, axis = plt.subplots(figsize=(6, 3.2))
+    for k, label in enumerate(("task policy", "demonstrations (A)")):
+        frames = np.concatenate([table[:, k] for table in tables])
+        axis.hist(frames[np.isfinite(frames)], np.arange(0, 201, 5), alpha=0.6, label=label,
+                  weights=np.full(np.isfinite(frames).sum(), 100 / len(frames)))  # fmt: skip
+    axis.set(xlabel="frames until stacked", ylabel="episodes, %")
+    axis.legend()
+    save(figure, "fig7")
 
 
 def draw_fig8(reward):
@@ -245,12 +278,12 @@ def main():
         ]
         found = claims(np.mean(rewards))
         gather(found)
-        for draw in (draw_default, draw_fig5, lambda: draw_fig8(np.mean(rewards))):
+        for draw in (draw_default, draw_fig5, draw_fig7, lambda: draw_fig8(np.mean(rewards))):
             draw()
         return
     jobs = [(name, command, seed) for seed in range(SEEDS) for name, command in RUNS[what].items()]
     with ThreadPoolExecutor(1 if what == "default" else 2) as pool:
-        list(pool.map(lambda job: train(*job), jobs))
+        list(pool.map(lambda job: run_once(*job), jobs))
 
 
 if __name__ == "__main__":
