@@ -53,6 +53,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "atoms": ("Vbins: of the critic's distribution", 21, 101, 101),
     "network": ("on images: " + ", ".join(networks.ENCODERS), "impala", "impala", "large"),
     "dial": ("times the paper's width of the network on images", 0.1, 0.5, 1.0),
+    "half": ("their convolutions in bfloat16; auto: where that is quick", "no", "auto", "auto"),
     "hidden": ("width of fully connected layers", 32, 256, 256),
     "batch": ("items in a batch", 16, 128, 64),
     "policy_lr": ("Adam's step for the policy; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
@@ -82,6 +83,7 @@ CHOICES = {
     "obs": ("features", "pixels"),
     "network": tuple(networks.ENCODERS),
     "sampling": tuple(replay.SAMPLING),
+    "half": ("auto", "yes", "no"),
     "device": ("cpu", "cuda"),
 }
 
@@ -112,7 +114,10 @@ def make_networks(config, shape, actions):
     if len(shape) == 1:
         encoder, width = networks.Scale(*shape), *shape
     else:
-        encoder = networks.Encoder(config.network, shape[2] // 3, shape[0], config.dial)
+        half = config.half == "yes" or (
+            config.half == "auto" and networks.quick_at_half(config.device)
+        )
+        encoder = networks.Encoder(config.network, shape[2] // 3, shape[0], config.dial, half)
         width = encoder.width
     policy = networks.Policy(width, actions, config.hidden)
     critic = networks.Critic(width, actions, config.atoms, config.hidden)

@@ -199,42 +199,42 @@ def save(figure, name):
     plt.close(figure)
 
 
+DEFAULT = "metamimic_curriculum"
+CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
+    "imitation_train_ratio": (DEFAULT, "imitation_train_ratio", "0.67 to 0.81"),
+    "imitation_val_ratio": (DEFAULT, "imitation_val_ratio", "0.52"),
+    "imitation_val_reward": (DEFAULT, "imitation_val_reward", None),
+    "stack_success_val": (DEFAULT, "stack_success_val", None),
+    "task_policy_ratio": (DEFAULT, "task_policy_ratio", "1.5"),
+    "task_policy_frames_to_stack": (DEFAULT, "task_policy_frames_to_stack", "50"),
+    "demo_frames_to_stack": (DEFAULT, "demo_frames_to_stack", "200"),
+    **{
+        f"fig5_{count}_{people}": (f"fig5_{count}", f"imitation_{people}_ratio", paper)
+        for count in (10, 50, 100, 500)
+        for people, paper in (("train", "0.67 to 0.81"), ("val", "0.52" if count == 500 else None))
+    },
+    "d4pg_ratio": ("d4pg", "eval_return", "far below 1"),
+    "d4pg_curriculum_ratio": ("d4pg_curriculum", "eval_return", "as MetaMimic"),
+    "d4pgfd_ratio": ("d4pgfd", "eval_return", "as MetaMimic"),
+    "metamimic_ratio": ("metamimic", "task_policy_ratio", "1.5"),
+    "metamimic_curriculum_ratio": (DEFAULT, "task_policy_ratio", "best of all"),
+}
+
+
 def claims(reward):
-    """What is measured, beside the paper: a list of claims, each with how to measure it again."""
-    table = {  # claim: (run, number of its evaluation, paper, by which to divide)
-        "imitation_train_ratio": ("metamimic_curriculum", "imitation_train_ratio", "0.67 to 0.81"),
-        "imitation_val_ratio": ("metamimic_curriculum", "imitation_val_ratio", "0.52"),
-        "imitation_val_reward": ("metamimic_curriculum", "imitation_val_reward", None),
-        "stack_success_val": ("metamimic_curriculum", "stack_success_val", None),
-        "task_policy_ratio": ("metamimic_curriculum", "task_policy_ratio", "1.5"),
-        "task_policy_frames_to_stack": (
-            "metamimic_curriculum",
-            "task_policy_frames_to_stack",
-            "50",
-        ),
-        "demo_frames_to_stack": ("metamimic_curriculum", "demo_frames_to_stack", "200"),
-        "d4pg_ratio": ("d4pg", "eval_return", "significantly below 1"),
-        "d4pg_curriculum_ratio": ("d4pg_curriculum", "eval_return", "as MetaMimic"),
-        "d4pgfd_ratio": ("d4pgfd", "eval_return", "as MetaMimic"),
-        "metamimic_ratio": ("metamimic", "task_policy_ratio", "1.5"),
-        "metamimic_curriculum_ratio": ("metamimic_curriculum", "task_policy_ratio", "best"),
-    }
-    for count in (10, 50, 100, 500):
-        for people, paper in (("train", "0.67 to 0.81"), ("val", "0.52" if count == 500 else None)):
-            table[f"fig5_{count}_{people}"] = f"fig5_{count}", f"imitation_{people}_ratio", paper
+    """What is measured, beside the paper; each with how to measure it again."""
     found = []
-    for claim, (name, column, paper) in table.items():
+    for claim, (name, column, paper) in CLAIMS.items():
         facts, _ = read(name)
-        if facts:
-            scale = 1 / reward if column == "eval_return" else 1
-            values = scale * np.array([fact[column] for fact in facts])
-            spread = [float(f"{x:.3g}") for x in (values.min(), values.max())]
-            found.append({
-                "claim": claim, "paper": paper, "ours": float(f"{values.mean():.3g}"),
-                "spread": spread, "seeds": len(facts), "command": facts[0]["command"],
-                "commit": facts[0]["commit"], "hardware": facts[0]["hardware"],
-                "minutes": round(float(np.mean([fact["minutes"] for fact in facts])), 1),
-            })  # fmt: skip
+        if not facts:
+            continue
+        scale = 1 / reward if column == "eval_return" else 1
+        values = scale * np.array([fact[column] for fact in facts])
+        low, ours, high = (float(f"{x:.3g}") for x in (values.min(), values.mean(), values.max()))
+        same = {key: facts[0][key] for key in ("command", "commit", "hardware")}
+        minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)
+        found.append({"claim": claim, "paper": paper, "ours": ours, "spread": [low, high],
+                      "seeds": len(facts), **same, "minutes": minutes})  # fmt: skip
     return found
 
 

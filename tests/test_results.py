@@ -1,0 +1,56 @@
+"""What the README claims is what results/ holds, and each claim can be measured again."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from figures import metamimic as figures
+
+ROOT = Path(train.__file__).parent
+CLAIMS = json.loads((ROOT / "results/summary.json").read_text())
+
+
+def test_the_readmes_table_is_made_from_the_summary():
+    text = (ROOT / "README.md").read_text()
+    begin, end = "<!-- table of summary.json -->\n", "<!-- end of summary.json -->"
+    assert text.split(begin)[1].split(end)[0] == figures.rows(CLAIMS)
+
+
+def test_every_claim_tells_how_it_was_measured():
+    names = [claim["claim"] for claim in CLAIMS]
+    assert len(set(names)) == len(names) > 0
+    for claim in CLAIMS:
+        assert set(claim) == {"claim", "paper", "ours", "spread", "seeds", "command", "commit",
+                              "hardware", "minutes"}  # fmt: skip
+        low, high = claim["spread"]
+        assert low <= claim["ours"] <= high
+        assert claim["command"].startswith("python train.py ")
+        assert re.fullmatch(r"[0-9a-f]{7,}", claim["commit"])
+        assert claim["seeds"] >= 1
+        assert claim["minutes"] > 0
+
+
+def test_claims_are_means_of_the_seeds_in_results(monkeypatch):
+    """Worked out anew from the evaluation of every seed."""
+    monkeypatch.chdir(ROOT)
+    for claim in CLAIMS:
+        run, column, _ = figures.CLAIMS.get(claim["claim"], (None, None, None))
+        if column and column != "eval_return":
+            paths = sorted(Path("results/metamimic").glob(f"{run}-[0-9].json"))
+            values = [json.loads(path.read_text())[column] for path in paths]
+            assert len(values) == claim["seeds"]
+            assert claim["ours"] == pytest.approx(np.mean(values), rel=1e-2)
+
+
+def test_a_curve_ends_where_its_run_did():
+    for path in (ROOT / "results/metamimic").glob("*-[0-9].json"):
+        with open(path.with_suffix(".csv")) as file:
+            last = list(csv.DictReader(file))[-1]
+        facts = json.loads(path.read_text())
+        assert int(last["steps"]) == facts["steps"]
+        assert float(last["seconds"]) / 60 == pytest.approx(facts["minutes"], abs=0.06)
