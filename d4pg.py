@@ -114,10 +114,8 @@ def make_networks(config, shape, actions):
     if len(shape) == 1:
         encoder, width = networks.Scale(*shape), *shape
     else:
-        half = config.half == "yes" or (
-            config.half == "auto" and networks.quick_at_half(config.device)
-        )
-        encoder = networks.Encoder(config.network, shape[2] // 3, shape[0], config.dial, half)
+        size = shape[0], config.dial, config.half
+        encoder = networks.Encoder(config.network, shape[2] // 3, *size)
         width = encoder.width
     policy = networks.Policy(width, actions, config.hidden)
     critic = networks.Critic(width, actions, config.atoms, config.hidden)
@@ -281,8 +279,9 @@ def item_fields(world, rewards=1):
 def pick(networks, obs):
     """The policy's actions, between -1 and 1.  [n, A] float32"""
     encoder, policy, _ = networks
+    device = next(policy.parameters()).device
     with torch.no_grad():
-        return policy(encoder(torch.from_numpy(obs))).numpy()
+        return policy(encoder(torch.from_numpy(obs).to(device))).cpu().numpy()
 
 
 def scaled(action, world):
@@ -490,10 +489,13 @@ class Learner:
 class Run:
     """A training run: learners, actors; `round` is one turn of the loop of both."""
 
-    def __init__(self, config, learners, actor, play, aids=()):
-        """`actor` is the class of actors, `aids` what they need beside memory; `play` evaluates."""
-        self.config, self.learners, self.aids = config, learners, aids
-        self.actor, self.play = actor, play
+    def __init__(self, config, learners, actor, play, aids=(), mark=0):
+        """`actor` is the class of actors, `aids` what they need beside memory; `play` evaluates.
+
+        `mark` is a number that tells the run's data from others.
+        """
+        self.config, self.learners, self.aids, self.mark = config, learners, aids, mark
+        self.actor, self.play, self.elapsed = actor, play, 0.0  # part of the time that there is
         actors = max(config.actors, 1)
         self.board = replay.make_board(actors, len(self.act_weights()), len(learners))
         self.processes, self.lives, self.looked = [None] * actors, [0] * actors, 0.0
@@ -562,7 +564,7 @@ class Run:
             for learner in self.learners:
                 learner.credit += learner.share
             learner = max(self.learners, key=lambda learner: learner.credit)
-            learner.agent.anneal(self.steps / self.config.steps)
+            learner.agent.anneal(max(self.steps / self.config.steps, self.elapsed))
             learner.learn()
             replay.publish_weights(self.board, self.act_weights())
         elif not new and not self.inline:
@@ -626,11 +628,8 @@ class Run:
         return self.play(self.config, self.eyes(), episodes, stop)
 
     def eyes(self):
-        """The present policies, on the cpu."""
-        eyes = [copy.deepcopy(learner.agent.online).to("cpu") for learner in self.learners]
-        flats = [networks.flatten(part) for nets in eyes for part in nets[:2]]
-        networks.unflatten(flats, self.act_weights())
-        return eyes
+        """The present policies, to play with."""
+        return [copy.deepcopy(learner.agent.online) for learner in self.learners]
 
     def row(self):
         """Numbers since the last row."""
@@ -651,9 +650,19 @@ class Run:
             "actor": self.inline.state() if self.inline else {},
             "board": {n: getattr(board, n).copy() for n in ("steps", "episodes", "returns")},
             "lives": list(self.lives),
+            "mark": self.mark,
         }
 
+    def load_policies(self, state):
+        """Only what is needed to look at a run."""
+        theirs, here = state["mark"], f"here are others, in {self.config.demos}"
+        same = self.mark in (0, theirs)
+        env.check(same, f"the run was trained on other demonstrations than there are; {here}")
+        for learner, saved in zip(self.learners, state["learners"], strict=True):
+            learner.agent.load(saved["agent"])
+
     def load(self, state):
+        self.load_policies(state)
         for learner, saved in zip(self.learners, state["learners"], strict=True):
             learner.load(saved)
         for name, value in state["board"].items():
@@ -694,7 +703,7 @@ LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
 
 
 def check_config(config, flags, limits, others=0):
-    """Refuse, before anything runs; `others` are robots that fill another memory than the first."""
+    """Refuse, before anything runs; `others` are robots that do not fill the first memory."""
     check, limits = env.check, LIMITS | limits
     for name, (_, *values) in flags.items():
         value, (low, high) = getattr(config, name), limits.get(name, (1, 10**15))

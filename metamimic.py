@@ -6,26 +6,35 @@ https://arxiv.org/abs/1810.05017: sections 2.1 and 2.2, equations 1 and 2, algor
     python train.py                          demonstrations, training, a table and pictures
     python train.py eval runs/NAME --demo FILE          imitate one file in one shot
 
-A demonstration is a sequence of observations d_1, ..., d_T, and the state to begin in; no action
-and no reward of a demonstrator is ever read.  Robots that imitate follow π(o_t, d_{t+1}); robots
-that do the task follow π(o_t).  What the first live through goes into two memories, one for each
-learner; what the second live through goes into the task's alone.
+A demonstration is a sequence of observations d_1, ..., d_T, and of the world's states, to begin
+in; no action and no reward of a demonstrator is ever read.  Robots that imitate follow π(o_t,
+d_{t+1}); robots that do the task follow π(o_t).  Imitation ends early where it is lost: a
+termination for imitation, while for the task the episode is merely cut.  A demonstration's last
+frame is no termination for either.
 
-Departures from the paper:
+Departures from the paper, and what it leaves open:
  1. Eq. 2 as it stands pays up to 17 a step, far more than Vmax = 100 allows at γ = 0.99.  Here β1
     and β2 stand within the exponents and both parts are halved: at most 1 a step, and 0.5, table
     1's cutoff, means lost.
- 2. Distances in eq. 2 are in units, which the paper does not tell: positions of 15 cm and 0.15
-    rad, velocities and rotations ten times that, pixels of a contrast (PIXEL).
+ 2. Distances in eq. 2 are in units, which the paper does not tell and which decide how fast
+    imitation is learned (results/LOG.md): positions of 15 cm and 0.15 rad, velocities and
+    rotations ten times that; images whose pixels differ by 0.3 (root mean square) are 1 apart.
  3. With --obs features, what a perfect eye sees of the blocks, and of the hand from them, stands
-    for the image; the goal enters as d_{t+1} - o_t, scaled by what it is from frame to frame.
- 4. Hand to block may be 3 cm from the demonstration's, between the two readings of appendix C.2:
-    a distance of 0.01, or its square.
- 5. Imitation looks less far ahead on small machines, γ = 0.95: the next frame tells nearly all.
- 6. Half of the robots' episodes start amid a demonstration (the paper's curriculum starts all).
- 7. --task_share tells how the learner's time is shared out; the paper gives each its own.
+    for the image; policies then see the body, too.  The goal enters as d_{t+1} - o_t, scaled by
+    what it is from frame to frame, as both networks' features are by the demonstrations'.
+ 4. Hand to block may be 3 cm from the demonstration's.  Appendix C.2's 0.01 is 1 cm as a distance
+    and 10 cm as its square: the first ends episodes of learners after two steps, the second keeps
+    robots that have long lost the block.
+ 5. On small machines imitation looks less far ahead, γ = 0.95, as the next frame tells nearly all,
+    and so does the task, γ = 0.98; Adam's steps are longer and shrink towards the end (--lr_end).
+ 6. Half of all episodes start amid a demonstration (the paper's curriculum starts all); --amid 0
+    is the paper without a curriculum, --amid 1 with it.
+ 7. One process trains both learners in turn, by --task_share; each has a memory of its own, which
+    the imitating robots both fill, since one removes by priority, the other first in, first out.
+ 8. --preset paper keeps 300,000 items: table 1's million images would take 98 GB a memory.
 """
 
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,25 +51,28 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     for name, values in d4pg.FLAGS.items()
     if name not in ("env", "fd", "sampling", "vmin", "vmax")
 } | {
+    "demos": ("folder of demonstrations", "demos", "demos", "demos"),
     "demonstrations": ("of person A to learn from", 4, 500, 500),
+    "validation": ("of person B to validate by", 4, 200, 200),
     "robots": ("of each actor that imitate", 4, 32, 64),
     "task_robots": ("of each actor that do the task", 4, 64, 64),
     "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.07, 0.1),
     "lr_end": ("part of Adam's steps that is left at the end of the run", 1.0, 0.1, 1.0),
     "steps": ("environment steps in all", 2_000, 4_500_000, 200_000_000),
-    "capacity": ("items in each memory", 1_000, 1_000_000, 1_000_000),
-    "gamma": ("γ: discount factor of the task", 0.95, 0.98, 0.99),
+    "capacity": ("items in each memory", 1_000, 1_000_000, 300_000),
+    "gamma": ("γ: discount factor of the task", 0.9, 0.98, 0.99),
     "imitation_gamma": ("γ of imitation", 0.95, 0.95, 0.99),
     "beta_image": ("β1: in eq. 2, of what is seen", 15.0, 15.0, 15.0),
     "beta_body": ("β2: of the body", 2.0, 2.0, 2.0),
     "cutoff": ("imitation ends early below this reward", 0.5, 0.5, 0.5),
     "deviation": ("or where hand to block is off by so much, m", 0.03, 0.03, 0.03),
-    "curriculum": ("some start in the first so many steps of a demonstration", 10, 100, 300),
-    "amid": ("part of the episodes that do so", 0.5, 0.5, 0.0),
+    "amid": ("part of the episodes that start amid a demonstration", 0.5, 0.5, 0.0),
+    "curriculum": ("within its first so many steps", 10, 100, 300),
     "task_share": ("part of the updates that train the task policy", 0.5, 0.75, 0.5),
     "sigma_min": ("σ: exploration noise of the quietest robot", 0.05, 0.02, 0.02),
     "sigma_max": ("σ: of the loudest", 0.25, 0.25, 0.25),
     "eval_every": ("steps between evaluations", 1_000, 250_000, 1_000_000),
+    "eval_episodes": ("of A's and B's demonstrations, in each of them", 4, 32, 64),
 }
 LIMITS = {
     "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
@@ -82,7 +94,8 @@ def load_demos(config, source, count):
     see; states: of the world, to begin in; first and end: a demonstration's frames.
     """
     every = env.load_demos(source, "stack", ("states", "obs/features"), count)
-    world = d4pg.make_world(config, len(every), 0)
+    world = d4pg.make_world(config, 1, 0)
+    look = world.observe()
     for number, demo in enumerate(every):
         try:
             check_demo(config, demo, world)
@@ -91,16 +104,18 @@ def load_demos(config, source, count):
     features = np.concatenate([demo["obs/features"] for demo in every])
     states = np.concatenate([demo["states"] for demo in every])
     end = np.cumsum([len(demo["states"]) for demo in every]) - 1
-    frames = (len(states), *world.observe().shape[1:])
+    most = "fewer --demonstrations, whose numbers must fit into a float32"
+    env.check(len(states) < 2**24, f"{len(states)} frames are too many: {most}")
     demos = replay.Shared(
-        frames=(frames, world.observe().dtype.type), features=(features.shape, np.float32),
-        states=(states.shape, np.float64),
+        frames=((len(states), *look.shape[1:]), look.dtype.type),
+        features=(features.shape, np.float32), states=(states.shape, np.float64),
         first=((len(end),), np.int64), end=((len(end),), np.int64),
     )  # fmt: skip
     demos.features[:], demos.states[:], demos.end[:] = features, states, end
     demos.first[1:] = end[:-1] + 1
-    demos.frames[:] = features if config.obs == "features" else 0
-    if config.obs == "pixels":
+    if config.obs == "features":
+        demos.frames[:] = features
+    else:
         chunks = range(0, len(states), 500)
         for k in tqdm(chunks, "demonstrations as images", unit="chunk", disable=len(chunks) < 40):
             demos.frames[k : k + 500] = world.render(states[k : k + 500])
@@ -115,18 +130,25 @@ def check_demo(config, demo, world):
     env.check_states(demo["states"], T + 1, world.state_size, (13, 20))
     off = np.abs(demo["states"][:, 0] * world.RATE - np.arange(T + 1)).max()
     env.check(off < 1e-3, f"it does not go on from time 0 in steps of {1 / world.RATE} s")
-    world.set_state(demo["states"][:1], [0])
-    off = np.abs(world.features([0])[0] - demo["obs/features"][0]).max()
+    world.set_state(demo["states"][:1])
+    off = np.abs(world.features()[0] - demo["obs/features"][0]).max()
     env.check(off < 1e-3, f"it begins in a state that looks different here, by {off:.2g}")
 
 
 def task_rewards(config, demos, count):
     """What the first demonstrations earn, judged by their states.  [T, count]"""
-    world, rewards = d4pg.make_world(config, count, 0), []
+    world, rewards = env.Stack(count, horizon=config.horizon), []
     for t in range(1, config.horizon + 1):
-        world.set_state(demos.states[np.minimum(demos.first + t, demos.end)[:count]])
-        rewards.append(env.REWARDS[config.task][world.stage()])
+        frame, going = at(demos, count, t)
+        world.set_state(demos.states[frame])
+        rewards.append(np.where(going, env.REWARDS[config.task][world.stage()], 0))
     return np.stack(rewards)
+
+
+def at(demos, count, t):
+    """The first demonstrations' frames at time t, the last where they are over; are they going?"""
+    frame, end = demos.first[:count] + t, demos.end[:count]
+    return np.minimum(frame, end), frame <= end
 
 
 # --------------------------------------------------------------------------------------------
@@ -197,14 +219,14 @@ class Actor:
         self.world = d4pg.make_world(config, n, int(chance.generate_state(1)[0]))
         self.obs = self.world.observe()
         make = lambda shape: d4pg.make_networks(config, shape, len(self.world.low))
-        self.networks = [make(shape) for shape in shapes(self.obs.shape[1:])]
+        self.networks = [make(shape) for shape in shapes(self.obs.shape[1:])]  # of both kinds
         self.flats = [networks.flatten(part) for nets in self.networks for part in nets[:2]]
         self.version = -1
         sigmas = [d4pg.ladder(config, number, k) for k in (config.robots, config.task_robots)]
-        self.sigma = np.concatenate(sigmas)
+        self.sigma = np.concatenate(sigmas)  # [n, 1]
         gammas = np.array([config.imitation_gamma, config.gamma])
         self.window = d4pg.NStep(n, config.nstep, gammas, rewards=2)
-        self.returns = np.zeros((n, 2))  # of the present episodes, so far
+        self.returns = np.zeros((n, 2))  # of the present episodes, so far: imitation, task
         self.frame, self.end = np.zeros((2, n), np.int64)  # d_t, and the demonstration's last
         self.begin(np.arange(n))
 
@@ -213,27 +235,31 @@ class Actor:
         if not len(ids):
             return
         config, demos, rng = self.config, self.demos, self.rng
-        d = rng.integers(len(demos.first), size=len(ids))  # sample demo d from D
+        demo = rng.integers(len(demos.first), size=len(ids))  # sample demo d from D
         amid = rng.random(len(ids)) < config.amid * (config.curriculum > 0)
-        most = np.minimum(config.curriculum, demos.end[d] - demos.first[d])
+        most = np.minimum(config.curriculum, demos.end[demo] - demos.first[demo])
         t = np.where(amid, rng.integers(np.maximum(most, 1)), 0)
-        self.frame[ids], self.end[ids] = demos.first[d] + t, demos.end[d]
+        self.frame[ids], self.end[ids] = demos.first[demo] + t, demos.end[demo]
         self.returns[ids] = 0
-        self.obs[ids] = self.world.reset(ids)
-        ids = ids[(ids < self.m) | amid]
-        if len(ids):  # set initial state o_1 to initial demo state d_1
+        placed = (ids < self.m) | amid
+        if not placed.all():
+            self.obs[ids[~placed]] = self.world.reset(ids[~placed])
+        if placed.any():  # set initial state o_1 to initial demo state d_1
+            ids = ids[placed]
             self.obs[ids] = self.world.set_state(demos.states[self.frame[ids]], ids)
 
     def ready(self):
         """May this actor take a step, by the rate limit and by the slots it holds?"""
-        board, k = self.board, self.number
-        most = self.world.n * self.config.nstep  # items, should all episodes end at once
-        room = min(items.room(k) for items in self.items)
-        return board.steps[k] < board.limit[k] and room >= most
+        board, k, robots = self.board, self.number, (self.m, self.world.n)
+        room = all(  # for all items that there are, should all episodes end at once
+            items.room(k) >= n * self.config.nstep
+            for items, n in zip(self.items, robots, strict=True)
+        )
+        return board.steps[k] < board.limit[k] and room
 
     def act(self, goal):
         """a_t, with noise: of all robots.  [n, 9]"""
-        config, m, shape = self.config, self.m, (self.world.n, 9)
+        config, m, shape = self.config, self.m, (self.world.n, len(self.world.low))
         if self.board.steps[self.number] * max(config.actors, 1) < config.warmup:
             return self.rng.uniform(-1, 1, shape).astype(np.float32)
         imitation = follow(self.networks[IMITATION], self.obs[:m], self.demos.frames[goal[:m]])
@@ -247,19 +273,21 @@ class Actor:
         self.version, weights = replay.read_weights(board, self.version)
         if weights is not None:
             networks.unflatten(self.flats, weights)
-        goal = np.minimum(self.frame + 1, self.end)
+        goal = np.minimum(self.frame + 1, self.end)  # d_{t+1}, a frame's number  [n]
         action = self.act(goal)  # sample action a_t = π(o_t, d_{t+1})
         next_obs, task, discount, last = world.step(action)  # execute, observe o_{t+1}, r_task
         d4pg.check_finite(next_obs, task)
-        o, d = world.features()[:m], goal[:m]
-        images = () if config.obs == "features" else (next_obs[:m], demos.frames[d])
+
+        o_next, d_next = world.features()[:m], demos.features[goal[:m]]
+        images = () if config.obs == "features" else (next_obs[:m], demos.frames[goal[:m]])
         imitation, early = np.zeros(world.n), np.zeros(world.n, bool)
-        parts = tracking(config, o, demos.features[d], *images)
-        imitation[:m] = parts.mean(0)  # r_imitate = r(o_{t+1}, d_{t+1}), eq. 2
-        early[:m] = lost(config, imitation[:m], o, demos.features[d])
-        last = last | early | (np.arange(world.n) < m) & (goal == self.end)
-        rewards = np.stack([imitation, task], 1)
+        imitation[:m] = tracking(config, o_next, d_next, *images).mean(0)  # r(o_{t+1}, d_{t+1})
+        early[:m] = lost(config, imitation[:m], o_next, d_next)
+        over = (np.arange(world.n) < m) & (goal == self.end)
+        last = last | early | over
+        rewards = np.stack([imitation, task], 1)  # [n, 2]
         discounts = np.stack([np.where(early, 0, discount), discount], 1)
+
         self.frame = goal
         begin = {"obs": self.obs, "action": action, "goal": np.float32(goal[:, None])}
         robot, items = self.window.step(begin, rewards, discounts, last)
@@ -276,12 +304,11 @@ class Actor:
 
     def remember(self, robot, items):
         """Store (o_t, a_t, o_{t+1}, r_task, r_imitate, d_{t+1}) in M, each learner's part."""
-        mine = np.ones(len(robot), bool)
         for kind, memory in enumerate(self.items):
-            rows = mine if kind == TASK else robot < self.m
-            part = {name: items[name][rows] for name in memory.fields}
-            part |= {name: part[name][:, [kind]] for name in ("reward", "discount")}
-            memory.write(self.number, part)
+            rows = np.flatnonzero((robot < self.m) | (kind == TASK))
+            theirs = {name: items[name][rows] for name in memory.fields}
+            theirs |= {name: theirs[name][:, [kind]] for name in ("reward", "discount")}
+            memory.write(self.number, theirs)
 
     def state(self):
         """All that the future depends on."""
@@ -306,7 +333,7 @@ def make_learners(config, demos):
     """Both are given D4PG ("an off-policy RL algorithm A") and a memory M."""
     world = d4pg.make_world(config, 1, 0)
     fields, number = d4pg.item_fields(world), ((1,), np.float32)
-    frames = torch.from_numpy(demos.frames).to(config.device)
+    frames = torch.from_numpy(demos.frames).to(config.device) if demos else None
 
     def look(batch):  # d_{t+1} is a frame's number in memory; images are fetched only now
         goal, next_goal = (frames[batch[name][:, 0].long()] for name in ("goal", "next_goal"))
@@ -328,36 +355,47 @@ def make_learners(config, demos):
         d4pg.Agent(config, second, actions), fields, everyone, "task_", "uniform"
     )
     imitation.share, task.share = 1 - config.task_share, config.task_share
-    if config.obs == "features":
+    if config.obs == "features" and demos:
         now = np.setdiff1d(np.arange(len(frames)), demos.end)
         imitation.fit_scale(see(frames[now], frames[now + 1]), least=0.001)
         task.fit_scale(frames)
     return [imitation, task]
 
 
-def make_run(config):
-    """A run of MetaMimic; demonstrations that are missing are made."""
+def completed(config):
+    """The flags, checked, with what follows from them."""
     config = SimpleNamespace(**vars(config), env="stack", fd=0, vmin=0.0, vmax=0.0)
     config = d4pg.complete(config)
+    gamma = config.imitation_gamma
+    env.check(0 < gamma < 1, f"--imitation_gamma is {gamma}; expected between 0 and 1")
     d4pg.check_config(config, FLAGS, LIMITS, config.task_robots)
+    return config
+
+
+def people(config):
+    """Folder and wanted number of A's demonstrations, and of B's."""
+    folders = (env.demo_folder(config.demos, "stack", by, config.horizon) for by in env.PEOPLE)
+    return list(zip(folders, (config.demonstrations, config.validation), strict=True))
+
+
+def make_missing(config):
+    """Make the demonstrations that a new run needs and that are not there."""
+    for folder, count in people(completed(config)):
+        if len(list(folder.glob("*.npz"))) < count:
+            made = max(500, count)
+            env.make_demos(folder, "stack", folder.name, made, horizon=config.horizon)
+
+
+def make_run(config, alone=False):
+    """A run of MetaMimic; `alone`: only its policies, without any demonstrations."""
+    config = completed(config)
     d4pg.tune(config.threads)
-    folders = [env.demo_folder(config.demos, "stack", by, config.horizon) for by in env.PEOPLE]
-    wanted = {"A": config.demonstrations, "B": config.eval_episodes}
-    for folder in folders:
-        if len(list(folder.glob("*.npz"))) < wanted[folder.name]:
-            count = max(500, wanted[folder.name])
-            env.make_demos(folder, "stack", folder.name, count, horizon=config.horizon)
-    demos = load_demos(config, folders[0], config.demonstrations)
-    learners = make_learners(config, demos)
-    unseen = {}  # B's demonstrations, loaded when they are first needed
-
-    def play(config, eyes, episodes, stop):
-        count = min(episodes, len(list(folders[1].glob("*.npz"))))
-        if count not in unseen:
-            unseen[count] = load_demos(config, folders[1], max(count, 1))
-        return evaluate(config, eyes, episodes, stop, demos, unseen[count])
-
-    return d4pg.Run(config, learners, Actor, play, (demos,))
+    if alone:
+        return d4pg.Run(config, make_learners(config, None), Actor, None)
+    seen, unseen = (load_demos(config, *person) for person in people(config))
+    play = lambda config, eyes, count, stop: evaluate(config, eyes, count, stop, seen, unseen)
+    mark = zlib.crc32(seen.states)
+    return d4pg.Run(config, make_learners(config, seen), Actor, play, (seen,), mark)
 
 
 # --------------------------------------------------------------------------------------------
@@ -368,9 +406,9 @@ def make_run(config):
 def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
     """Imitate the first demonstrations, and do the task from where the first ones begin.
 
-    Without noise and without early termination.  Task rewards [T, copies + tasks], both parts of
-    the imitation rewards [T, 2, copies]; None if `stop` is asked for.  `watch` is given the world
-    at every step.
+    Without noise, without early termination, as long as the demonstrations are.  Task rewards
+    [T, copies + tasks], both parts of the imitation rewards [T, 2, copies], NaN where one is over;
+    None if `stop` is asked for.  `watch` is given the world at every step.
     """
     start = np.concatenate([demos.first[:copies], demos.first[:tasks]])
     world = d4pg.make_world(config, len(start), 0)
@@ -380,15 +418,15 @@ def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
             return None
         if watch:
             watch(world)
-        goal = np.minimum(demos.first + t + 1, demos.end)[:copies]
+        (goal, going), (_, also) = at(demos, copies, t + 1), at(demos, tasks, t + 1)
         actions = follow(eyes[IMITATION], obs[:copies], demos.frames[goal])
         if tasks:
             actions = np.concatenate([actions, d4pg.pick(eyes[TASK], obs[copies:])])
         obs, reward, _, _ = world.step(actions)
-        o, d = world.features()[:copies], demos.features[goal]
+        o_next, d_next = world.features()[:copies], demos.features[goal]
         images = () if config.obs == "features" else (obs[:copies], demos.frames[goal])
-        task.append(reward)
-        imitation.append(tracking(config, o, d, *images))
+        task.append(np.where(np.concatenate([going, also]), reward, 0))
+        imitation.append(np.where(going, tracking(config, o_next, d_next, *images), np.nan))
     return np.stack(task), np.stack(imitation)
 
 
@@ -408,23 +446,24 @@ def frames_to_solve(rewards):
     return np.nanmean(frames) if np.isfinite(frames).any() else np.nan
 
 
-def evaluate(config, eyes, episodes, stop, seen, unseen):
-    """Both policies, on demonstrations of A (seen in training) and of B."""
-    n, k = min(episodes, len(seen.first)), len(unseen.first)
-    ours, theirs = rollout(config, eyes, seen, n, n, stop), None
-    if ours:
-        theirs = rollout(config, eyes, unseen, k, 0, stop)
+def evaluate(config, eyes, count, stop, seen, unseen):
+    """Both policies, on the first demonstrations of A (seen in training) and of B."""
+    n, k = min(count, len(seen.first)), min(count, len(unseen.first))
+    ours = rollout(config, eyes, seen, n, n, stop)
+    theirs = rollout(config, eyes, unseen, k, 0, stop) if ours else None
     if theirs is None:
         return None
     (copies, task), A = np.split(ours[0], [n], 1), task_rewards(config, seen, n)
     B = task_rewards(config, unseen, k)
     return {
+        "train_episodes": n,
+        "val_episodes": k,
         "imitation_train_ratio": part(copies, A),
         "imitation_val_ratio": part(theirs[0], B),
-        "imitation_train_reward": ours[1].mean(),
-        "imitation_val_reward": theirs[1].mean(),
-        "tracking_seen_val": theirs[1][:, 0].mean(),
-        "tracking_body_val": theirs[1][:, 1].mean(),
+        "imitation_train_reward": np.nanmean(ours[1]),
+        "imitation_val_reward": np.nanmean(theirs[1]),
+        "tracking_seen_val": np.nanmean(theirs[1][:, 0]),
+        "tracking_body_val": np.nanmean(theirs[1][:, 1]),
         "stack_success_train": (copies == 1).any(0).mean(),
         "stack_success_val": (theirs[0] == 1).any(0).mean(),
         "task_policy_ratio": part(task, A),
@@ -438,7 +477,7 @@ def imitate(config, eyes, demos):
     """One demonstration, in one shot."""
     (task, imitation), theirs = rollout(config, eyes, demos, 1), task_rewards(config, demos, 1)
     return {"task_reward": task.sum(), "demo_task_reward": theirs.sum(),
-            "imitation_reward": imitation.mean(), "stacked": (task == 1).any(),
+            "imitation_reward": np.nanmean(imitation), "stacked": (task == 1).any(),
             "frames_to_stack": frames_to_solve(task)}  # fmt: skip
 
 

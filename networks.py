@@ -11,9 +11,11 @@ Departures from the paper, and what it leaves open:
  2. The paper tells convolutions, channels and parameters, not how they are stacked.  Both
     networks are IMPALA's stages (a convolution, a pooling by 2, two residual blocks), with widths
     that give the stated 1.6 and 22 million parameters for two RGB images of 128 x 128.
- 3. On features there are no images to look at: two layers of 256, and no encoder.
+ 3. Convolutions may compute in bfloat16 (--half).
+ 4. On features there are no images to look at: two layers of 256, and no encoder.
 """
 
+import functools
 import math
 
 import torch
@@ -66,9 +68,9 @@ class Encoder(nn.Module):
     `dial` multiplies every width: 1 is the paper's.
     """
 
-    def __init__(self, name="impala", images=1, size=128, dial=1.0, half=False):
+    def __init__(self, name="impala", images=1, size=128, dial=1.0, half="no"):
         super().__init__()
-        self.half = half  # convolutions in bfloat16
+        self.half = half  # convolutions in bfloat16: yes, no, or auto
         channels, width, norm = ENCODERS[name]
         channels = [3 * images, *(max(4, round(dial * c)) for c in channels)]
         self.stages = nn.Sequential(*(stage(i, o, norm) for i, o in zip(channels, channels[1:])))
@@ -84,16 +86,18 @@ class Encoder(nn.Module):
     def forward(self, images):
         """[B, H, W, 3 images] uint8 to [B, width]."""
         kind = images.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.half):
+        half = self.half == "yes" or (self.half == "auto" and quick_at_half(kind))
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
             x = images.permute(0, 3, 1, 2)  # channels stay last in memory
-            x = x.to(torch.bfloat16 if self.half else torch.float32).mul_(1 / 255).sub_(0.5)
+            x = x.to(torch.bfloat16 if half else torch.float32).mul_(1 / 255).sub_(0.5)
             return self.rest(self.stages(x)).float()
 
 
-def quick_at_half(device):
+@functools.cache
+def quick_at_half(kind):
     """Does this machine multiply bfloat16 faster than float32?"""
-    if device == "cpu":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if kind == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.cuda.is_bf16_supported()
 
 

@@ -8,7 +8,8 @@ python train.py eval runs/NAME           measure a run again; --demo FILE imitat
 python train.py demos --world kitchen    make demonstration files
 python train.py look --out look.gif      show a world: A beside B, or each family of tasks
 
-A run is a folder: config.json, metrics.csv, and the last two checkpoints, memory included.
+A run is a folder: config.json, metrics.csv, the last two checkpoints, memory included, and in the
+end results.json, curves.png and, of MetaMimic, imitation.gif.
 """
 
 import argparse
@@ -130,27 +131,37 @@ def train(args):
     for name in RUN_FLAGS:
         value = getattr(config, name)
         env.check(0 <= value < 1e9, f"--{name} is {value}; expected a number from 0")
+    if config.algorithm == "metamimic" and not args.resume:
+        metamimic.make_missing(config)
     run = ALGORITHMS[config.algorithm].make_run(config)  # bad input ends here
-    clock = time.monotonic()
-    tqdm.write(f"{folder}: memory will take {run.bytes / 1e9:.2f} GB, shared with the actors")
+    tqdm.write(f"{folder}: memory takes {run.bytes / 1e9:.2f} GB, shared with the actors")
     run.take()
-    with only_user(folder), Stop() as stop:
-        try:
-            state = load_newest(folder) if args.resume else None
-            if state and int(state["board"]["steps"].sum()) >= config.steps:
-                raise ValueError(f"--steps {config.steps} are taken; raise --steps to go on")
-            text = json.dumps(vars(config), indent=1)
-            env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
-            log = Log(folder, tensorboard, state)
-            run.start(state)
-            log.latest = {"steps": run.steps, "updates": run.updates}
-            loop(run, folder, log, config, stop, clock)
-        finally:
-            run.close()
+    with only_user(folder):
+        with Stop() as stop:
+            log = work(run, folder, config, args.resume, tensorboard, stop)
         minutes = log.seconds / 60
         print(f"{folder}: {run.steps:,} steps, {run.updates:,} updates, {minutes:.1f} minutes")
         if not stop.asked:
-            report(folder, config, run, 4 * config.eval_episodes)
+            report(folder, config, run, getattr(config, "validation", config.eval_episodes))
+
+
+def work(run, folder, config, resume, tensorboard, stop):
+    """Begin or go on, train, and end the actors, however that ends."""
+    clock = time.monotonic()
+    try:
+        state = load_newest(folder) if resume else None
+        if state and int(state["board"]["steps"].sum()) >= config.steps:
+            advice = f"raise --steps to go on, or: python train.py eval {folder}"
+            raise ValueError(f"--steps {config.steps} are taken; {advice}")
+        text = json.dumps(vars(config), indent=1)
+        env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
+        log = Log(folder, tensorboard, state)
+        run.start(state)
+        log.latest = {"steps": run.steps, "updates": run.updates}
+        loop(run, folder, log, config, stop, clock)
+    finally:
+        run.close()
+    return log
 
 
 def loop(run, folder, log, config, stop, clock):
@@ -168,6 +179,7 @@ def loop(run, folder, log, config, stop, clock):
                 bar.set_postfix(shown)
             if ended or stop.asked:
                 break
+            run.elapsed = (now - clock) / 60 / minutes if minutes else 0.0
             run.round()
             bar.update(run.steps - bar.n)
             if now - saved > 60 * config.save_minutes:
@@ -183,7 +195,8 @@ def report(folder, config, run, episodes):
     env.write_atomically(folder / "results.json", lambda file: file.write(text.encode()))
     table = ALGORITHMS[config.algorithm].TABLE
     width = max(len(what) for what, _, _ in table) + 2
-    print(f"\n{episodes} episodes of each kind{'':{width - 22}}here        paper")
+    title = f"{results.get('val_episodes', episodes)} episodes"
+    print(f"\n{title:{width}}{'here':<12}paper")
     for what, name, paper in table:
         print(f"{what:{width}}{results[name]:<12.3g}{paper}")
     try:
@@ -225,8 +238,8 @@ def film(run, demos, copies, tasks=0, every=4):
 
     The task policy begins in the same state as the demonstration above it.
     """
-    states, see = [], lambda world: states.append(world.get_state())
-    metamimic.rollout(run.config, run.eyes(), demos, copies, tasks, watch=see)
+    states, keep = [], lambda world: states.append(world.get_state())
+    metamimic.rollout(run.config, run.eyes(), demos, copies, tasks, watch=keep)
     world, films = env.Stack(1, size=128, shadows=True), []
     for robot in tqdm(range(copies + tasks), "filming", unit="film"):
         i = robot - copies if robot >= copies else robot
@@ -238,19 +251,26 @@ def film(run, demos, copies, tasks=0, every=4):
 
 
 def film_imitation(config, run):
-    """Three of B's demonstrations, and the copies."""
+    """Some of B's demonstrations, and the copies."""
     source = env.demo_folder(config.demos, "stack", "B", config.horizon)
-    return film(run, metamimic.load_demos(run.config, source, 3), 3)
+    count = min(3, config.validation)
+    return film(run, metamimic.load_demos(run.config, source, count), count)
 
 
 def measure(args):
     """A run's newest checkpoint, evaluated with fixed seeds; the last line is JSON."""
-    env.check(1 <= args.episodes <= 10_000, f"--episodes is {args.episodes}; expected 1 to 10000")
+    good = args.episodes is None or 1 <= args.episodes <= 10_000
+    env.check(good, f"--episodes is {args.episodes}; expected 1 to 10000")
     folder, config = Path(args.run), SimpleNamespace(**read_config(args.run))
     mimic = config.algorithm == "metamimic"
     env.check(mimic or not args.demo, f"--demo needs a run of metamimic; {folder} is another")
+    env.check(args.demo or not args.out, "--out is the picture of a --demo")
+    if args.episodes is None:
+        args.episodes = EPISODES if not mimic else config.validation
+    elif mimic:
+        config.validation = args.episodes
     with only_user(folder):
-        run, steps = read_run(folder, config)
+        run, steps = read_run(folder, config, alone=bool(args.demo))
         if args.demo:
             results = imitate_file(args, run)
         else:
@@ -258,29 +278,39 @@ def measure(args):
     print(json.dumps({"run": str(folder), "steps": steps} | rounded(results)))
 
 
-def read_run(folder, config):
-    """A run with the policies of its newest checkpoint, to look at; and its steps."""
-    run, state = ALGORITHMS[config.algorithm].make_run(config), load_newest(folder)
+def read_run(folder, config, alone=False):
+    """A run with the policies of its newest checkpoint, to look at on the cpu; and its steps.
+
+    `alone`: without demonstrations.
+    """
+    config.device = "cpu"
+    rest = {"alone": True} if alone else {}
+    run, state = ALGORITHMS[config.algorithm].make_run(config, **rest), load_newest(folder)
     env.check(state is not None, f"{folder} has no checkpoint yet; train first")
-    for learner, saved in zip(run.learners, state["learners"], strict=True):
-        learner.agent.load(saved["agent"])
+    run.load_policies(state)
     return run, int(state["board"]["steps"].sum())
 
 
 def imitate_file(args, run):
     """One demonstration, imitated in one shot."""
-    out = Path(args.out or f"{args.run}/{Path(args.demo).stem}.gif")
+    path = Path(args.demo)
+    out = Path(args.out or f"{args.run}/{path.absolute().parent.name}-{path.stem}.gif")
     env.check(out.suffix in (".gif", ".png"), f"--out is {out}; it ends in .gif or .png")
-    demos = metamimic.load_demos(run.config, args.demo, 1)
+    env.check(path.is_file(), f"--demo {path}: there is no such file")
+    demos = metamimic.load_demos(run.config, path, 1)
     results = metamimic.imitate(run.config, run.eyes(), demos)
-    save_picture(out, film(run, demos, 1))
-    print(f"{out}: the demonstration, and below it the copy")
+    try:
+        save_picture(out, film(run, demos, 1))
+        print(f"{out}: the demonstration, and below it the copy")
+    except ImportError as error:
+        print(f"no picture: {error}")
     return results
 
 
 def rounded(results):
     """As JSON has them, which knows no NaN."""
-    return {k: round(float(v), 4) if np.isfinite(v) else None for k, v in results.items()}
+    short = lambda v: int(v) if isinstance(v, int) else round(float(v), 4)
+    return {k: short(v) if np.isfinite(v) else None for k, v in results.items()}
 
 
 EPISODES = 200  # of each kind, unless told
@@ -554,9 +584,8 @@ def parse(argv=None):
     add(
         "--episodes",
         type=int,
-        default=EPISODES,
         metavar="N",
-        help=f"of each kind, seeds fixed ({EPISODES})",
+        help=f"of each kind, seeds fixed ({EPISODES}, MetaMimic's: --validation)",
     )
     add("--demo", metavar="FILE", help="imitate this demonstration in one shot, and nothing else")
     add("--out", metavar="FILE", help="picture of it, .gif or .png; RUN/NAME.gif if not told")
