@@ -34,6 +34,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -1269,7 +1270,13 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
         if len(there) < len(paths):
             jobs.append((world, by, paths, mine, horizon))
     if jobs:
-        with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
+        context, count = multiprocessing.get_context("spawn"), min(processes, len(jobs))
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+        try:
+            pool = context.Pool(count)
+        finally:
+            signal.signal(signal.SIGINT, ours)
+        with pool:
             made = pool.imap_unordered(_demonstrate, jobs)
             list(tqdm(made, f"demonstrations by {by}", len(jobs), unit="chunk"))
 

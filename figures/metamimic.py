@@ -29,19 +29,25 @@ import train as cli
 RESULTS = Path("results/metamimic")
 SEEDS = 3
 IN_TURN = "--actors 0"  # acting and learning in turn: two such runs fill two cores best
-LIKE_TASK = "--robots 64 --sigma_min 0.02 --sigma_max 0.25 --gamma 0.98 --capacity 1000000"
+# figure 8: as many steps for each, and as many updates of D4PG as MetaMimic's task policy has
+STEPS = f"{IN_TURN} --steps 2000000"
+LIKE_TASK = (
+    "--robots 64 --sigma_min 0.02 --sigma_max 0.25 --gamma 0.98 --capacity 1000000 "
+    "--updates_per_step 0.0525 --lr_end 0.1 --eval_every 250000"
+)
 IMITATE = f"{IN_TURN} --task_share 0 --task_robots 0 --steps 400000 --eval_every 40000"
-RUNS = {  # figure: {name: command of train.py}; what is in two figures is trained once
-    "default": {"metamimic_curriculum": "metamimic"},
+RUNS = {  # figure: {name: command of train.py}
+    "default": {"default": "metamimic"},
     "fig5": {
         f"fig5_{count}": f"metamimic {IMITATE} --demonstrations {count}"
         for count in (10, 50, 100, 500)
     },
     "fig8": {
-        "metamimic": f"metamimic {IN_TURN} --amid 0",
-        "d4pg": f"d4pg {IN_TURN} {LIKE_TASK}",
-        "d4pg_curriculum": f"d4pg {IN_TURN} {LIKE_TASK} --curriculum 100",
-        "d4pgfd": f"d4pg {IN_TURN} {LIKE_TASK} --fd 500",
+        "metamimic": f"metamimic {STEPS} --amid 0",
+        "metamimic_curriculum": f"metamimic {STEPS}",
+        "d4pg": f"d4pg {STEPS} {LIKE_TASK}",
+        "d4pg_curriculum": f"d4pg {STEPS} {LIKE_TASK} --curriculum 100",
+        "d4pgfd": f"d4pg {STEPS} {LIKE_TASK} --fd 500",
     },
 }
 
@@ -78,7 +84,7 @@ def run_once(name, command, seed):
     curve = (folder / "metrics.csv").read_text()
     facts["minutes"] = round(float(list(csv.DictReader(curve.splitlines()))[-1]["seconds"]) / 60, 1)
     out.with_suffix(".csv").write_text(curve)
-    if name == "metamimic_curriculum":
+    if name == "default":
         frames_to_stack(folder, seed)
     facts |= json.loads(told.stdout.splitlines()[-1])
     out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -124,7 +130,7 @@ def plot(axis, curves, x, y, label, colour, scale=1.0):
 
 def draw_default():
     """The run of the README: minutes from nothing to better than the demonstrators."""
-    _, curves = read("metamimic_curriculum")
+    _, curves = read("default")
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
     labels = {"train": "A (training)", "val": "B (never seen)", "policy": "task policy"}
     titles = {
@@ -199,7 +205,7 @@ def save(figure, name):
     plt.close(figure)
 
 
-DEFAULT = "metamimic_curriculum"
+DEFAULT = "default"
 CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
     "imitation_train_ratio": (DEFAULT, "imitation_train_ratio", "0.67 to 0.81"),
     "imitation_val_ratio": (DEFAULT, "imitation_val_ratio", "0.52"),
@@ -217,7 +223,7 @@ CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
     "d4pg_curriculum_ratio": ("d4pg_curriculum", "eval_return", "as MetaMimic"),
     "d4pgfd_ratio": ("d4pgfd", "eval_return", "as MetaMimic"),
     "metamimic_ratio": ("metamimic", "task_policy_ratio", "1.5"),
-    "metamimic_curriculum_ratio": (DEFAULT, "task_policy_ratio", "best of all"),
+    "metamimic_curriculum_ratio": ("metamimic_curriculum", "task_policy_ratio", "best of all"),
 }
 
 
@@ -229,7 +235,7 @@ def claims(reward):
         if not facts:
             continue
         scale = 1 / reward if column == "eval_return" else 1
-        values = scale * np.array([fact[column] for fact in facts])
+        values = scale * np.array([fact[column] for fact in facts], float)
         low, ours, high = (float(f"{x:.3g}") for x in (values.min(), values.mean(), values.max()))
         same = {key: facts[0][key] for key in ("command", "commit", "hardware")}
         minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)
@@ -267,7 +273,6 @@ def gather(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=[*RUNS, "draw"])
-    parser.add_argument("--at_once", type=int, help="runs side by side; default alone, else two")
     what = parser.parse_args().what
     RESULTS.mkdir(parents=True, exist_ok=True)
     Path("runs").mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,6 +220,7 @@ def test_one_step_of_a_learner_is_algorithms_2_and_4(config, monkeypatch):
     assert imitation.sampling == "prioritised"  # table 1
     assert task.sampling == "uniform"
     assert imitation.agent.z[-1] == pytest.approx(1 / (1 - 0.95))
+    assert task.agent.z[-1] == pytest.approx(1 / (1 - 0.9))
 
 
 def test_imitation_goes_into_both_memories_and_the_task_into_its_own(config):
@@ -233,11 +235,14 @@ def test_imitation_goes_into_both_memories_and_the_task_into_its_own(config):
     assert len(whole(task)) == len(task["obs"]) > len(imitation["obs"]) + 100
 
 
-def test_what_is_lost_ends_for_imitation_but_not_for_the_task(config):
+@pytest.mark.parametrize("limits", [{"deviation": 0.002}, {"cutoff": 0.999, "deviation": 99.0}])
+def test_what_is_lost_ends_for_imitation_but_not_for_the_task(config, limits):
     """Nothing is worth anything after a termination; a task merely is no longer watched."""
-    run = metamimic.make_run(config(deviation=0.002, nstep=1, steps=400, warmup=300)).start()
+    run = metamimic.make_run(config(**limits, nstep=1, steps=400, warmup=300)).start()
     drive(run)
     imitation, task = (stored(learner) for learner in run.learners)
+    assert run.board.episodes[0, metamimic.IMITATION] > 400 / 2 / 5  # of five steps or fewer
+    assert run.board.episodes[0, metamimic.TASK] <= 400 / 2 / 10  # amid a demonstration, or before
     assert (imitation["discount"] == 0).mean() > 0.5
     assert np.isin(imitation["discount"], np.float32([0, 0.95])).all()
     assert (task["discount"] == np.float32(0.9)).all()
@@ -261,7 +266,14 @@ def test_an_episode_follows_its_demonstration_to_the_last_frame(config):
     np.testing.assert_array_equal(after, np.minimum(goal + 1, T))
     assert (rows["discount"] == np.float32(0.95)).all()
     assert {0, 1} < set(t[:, 0])
+    assert run.board.episodes[0, metamimic.IMITATION] > 10
     assert len(set(frame[:, 0] // (T + 1))) > 1  # another demonstration each time
+
+
+def test_without_a_curriculum_all_begin_at_the_beginning(config):
+    for flags in ({"curriculum": 0, "amid": 1.0}, {"amid": 0.0}):
+        actor = metamimic.make_run(config(robots=30, warmup=2000, **flags)).start().inline
+        assert (actor.frame % (T + 1) == 0).all()
 
 
 def test_robots_begin_in_a_demonstrations_state(config):
@@ -284,6 +296,102 @@ def test_the_learners_share_the_updates_as_told(config):
         updates = [learner.agent.updates for learner in run.learners]
         assert updates[1] == pytest.approx(share * sum(updates), abs=run.config.round)
         assert sum(updates) > 300
+
+
+def test_many_robots_that_do_the_task_do_not_wait_forever(config):
+    flags = config(task_robots=400, warmup=5000, steps=8000, updates_per_step=0.01, capacity=9000)
+    run = drive(metamimic.make_run(flags).start(), seconds=60)
+    assert run.steps >= 8000
+    flags = config(task_robots=0, task_share=0.0, steps=400)
+    assert drive(metamimic.make_run(flags).start(), seconds=60).updates > 100
+
+
+def test_every_robot_explores_with_noise_of_its_own_around_its_policy(config):
+    flags = config(robots=2, task_robots=2, sigma_min=0.01, sigma_max=0.2, warmup=60)
+    actor = metamimic.make_run(flags).start().inline
+    actor.board.steps[0] = 60
+    goal = actor.frame + 1
+    actions = np.array([actor.act(goal) for _ in range(300)])  # [300, n, 9]
+    np.testing.assert_allclose(actions.std(0).mean(1), actor.sigma[:, 0], rtol=0.1)
+    assert len(set(actor.sigma[:2, 0])) == 2
+    np.testing.assert_array_equal(actor.sigma[:2], actor.sigma[2:])  # a ladder for either kind
+
+
+def test_the_policy_sees_the_goal_as_a_difference_scaled_by_the_step_between_frames(config):
+    run = metamimic.make_run(config())
+    demos, scale = run.aids[0], run.learners[0].agent.online[0]
+    frames = demos.frames.reshape(4, T + 1, 51)
+    steps = (frames[:, 1:] - frames[:, :-1]).reshape(-1, 51)
+    np.testing.assert_allclose(scale.scale[51:], 1 / steps.std(0, ddof=1).clip(0.001), rtol=1e-3)
+    o, goal = torch.rand(3, 51), torch.rand(3, 51)
+    assert torch.equal(metamimic.see(o, goal), torch.cat((o, goal - o), 1))
+    o, goal = (torch.randint(255, (2, 4, 4, 3), dtype=torch.uint8) for _ in range(2))
+    assert torch.equal(metamimic.see(o, goal)[..., :3], o)
+    assert torch.equal(metamimic.see(o, goal)[..., 3:], goal)
+
+
+def test_adams_steps_shrink_towards_the_end(config):
+    run = metamimic.make_run(config(lr_end=0.2, policy_lr=1e-3, critic_lr=2e-3))
+    agent = run.learners[1].agent
+    for progress, part in ((0, 1), (0.5, 0.6), (1, 0.2), (3, 0.2)):
+        agent.anneal(progress)
+        rates = sorted(group["lr"] for group in agent.adam.param_groups)
+        np.testing.assert_allclose(rates, [1e-3 * part, 2e-3 * part])
+    run = drive(metamimic.make_run(config(lr_end=0.2, steps=800)).start())
+    for learner in run.learners:
+        assert learner.agent.adam.param_groups[0]["lr"] == pytest.approx(0.2e-3, rel=0.1)
+        learner.row()
+        learner.learn()
+        learner.learn()
+        q = learner.sums["q"] / 2
+        assert learner.row()[learner.name + "q"] == pytest.approx(q)
+        assert np.isnan(learner.row()[learner.name + "q"])
+
+
+@pytest.fixture(scope="module")
+def shorter(demos, tmp_path_factory):
+    """A's demonstrations, of 12, 14, 16 and 18 steps in episodes of 20."""
+    root = tmp_path_factory.mktemp("shorter")
+    shutil.copytree(demos, root, dirs_exist_ok=True)
+    for k, path in enumerate(sorted((root / f"stack{T}/A").glob("*.npz"))):
+        steps = 12 + 2 * k
+        cut = {
+            "states": 1,
+            "obs/features": 1,
+            "obs/body": 1,
+            "actions": 0,
+            "rewards": 0,
+            "dones": 0,
+        }
+        spoil(path, **{name: np.load(path)[name][: steps + more] for name, more in cut.items()})
+    return root
+
+
+def test_demonstrations_may_be_shorter_than_an_episode(config, shorter, monkeypatch):
+    flags = config(demos=str(shorter), deviation=99.0, cutoff=0.0, nstep=1, amid=1.0, curriculum=99)
+    run = metamimic.make_run(flags).start()
+    actor, demos = run.inline, run.aids[0]
+    np.testing.assert_array_equal(demos.end - demos.first, [12, 14, 16, 18])
+    run.board.limit[:] = 10**6
+    for _ in range(60):
+        assert (actor.frame < actor.end)[:4].all()  # there is always a frame to follow
+        actor.step()
+        for learner in run.learners:
+            learner.memory.collect()
+    goals = []
+    monkeypatch.setattr(metamimic, "follow", lambda _, obs, d: goals.append(d) or np.zeros((4, 9)))
+    task, imitation = metamimic.rollout(run.config, run.eyes(), demos, 4)
+    assert np.isfinite(imitation[:, 0]).sum(0).tolist() == [12, 14, 16, 18]
+    np.testing.assert_array_equal(np.array(goals)[:12, 0], demos.frames[1:13])  # d_{t+1}
+    states = demos.states[demos.end]
+    world = env.Stack(4, horizon=T)
+    world.set_state(states)
+    last = env.REWARDS["reach"][world.stage()]
+    theirs = metamimic.task_rewards(run.config, demos, 4)
+    for k, steps in enumerate([12, 14, 16, 18]):
+        assert theirs[steps - 1, k] == last[k]
+        assert not theirs[steps:, k].any()
+        assert not task[steps:, k].any()
 
 
 # -- what is never read
@@ -325,6 +433,33 @@ def test_in_pixels_the_policy_sees_images_alone(config):
     assert np.isfinite(run.evaluate(2)["imitation_val_reward"])
 
 
+def test_in_pixels_an_actor_rewards_by_the_images_it_stores(config):
+    flags = config(
+        obs="pixels", size=32, nstep=1, warmup=400, capacity=400, deviation=99.0, cutoff=0.0
+    )
+    run = metamimic.make_run(flags).start()
+    run.board.limit[:] = 10**6
+    actor, demos = run.inline, run.aids[0]
+    for _ in range(3):
+        goal = np.minimum(actor.frame + 1, actor.end)[:4]
+        before = actor.obs.copy()
+        actor.step()
+    run.learners[0].memory.collect()
+    memory, live = run.learners[0].items.shared, run.learners[0].memory.index.live()[-4:]
+    rows = stored(run.learners[0])
+    np.testing.assert_array_equal(memory.obs[live], before[:4])
+    np.testing.assert_array_equal(rows["goal"][-4:, 0], goal)
+    image = np.float64(memory.next_obs[live]) - demos.frames[goal]
+    seen = np.exp(-15 * np.square(image / 255 / metamimic.PIXEL).mean((1, 2, 3))) / 2
+    body = rows["reward"][-4:, 0] - seen
+    assert (body > -1e-6).all()
+    assert (body < 0.5 + 1e-6).all()
+    np.testing.assert_allclose(body[actor.world.t[:4] > 0], [
+        literal_reward(o, d, 1e9, 2)
+        for o, d in zip(actor.world.features()[:4], demos.features[goal])
+    ], atol=1e-4)  # fmt: skip
+
+
 # -- evaluation
 
 
@@ -345,6 +480,33 @@ def test_who_does_what_the_demonstrator_did_scores_1(tmp_path, monkeypatch, conf
     expected = np.mean([np.flatnonzero(r == 1)[0] + 1 for r in rewards.T])
     assert metamimic.frames_to_solve(task) == expected
     assert metamimic.part(task, rewards) == 1
+
+
+def test_an_evaluation_is_of_both_people_and_of_both_policies(monkeypatch):
+    """Each number of the table, from made-up rewards."""
+    A, B = np.zeros((10, 3)), np.zeros((10, 2))
+    A[5:], B[8:] = 1, 1
+    ours = np.zeros((10, 6))
+    ours[6:, :3], ours[2:, 3:5] = 1, 1
+    theirs = np.zeros((10, 2))
+    theirs[9:, 0] = 1
+    seen, unseen = (SimpleNamespace(first=np.zeros(n)) for n in (3, 2))
+    parts = {3: np.full((10, 2, 3), 0.5), 2: np.full((10, 2, 2), 0.25)}
+    parts[2][:, 1] = 0.75
+    fake = lambda config, eyes, demos, copies, tasks, stop: (
+        (ours, parts[3]) if demos is seen else (theirs, parts[2])
+    )
+    monkeypatch.setattr(metamimic, "rollout", fake)
+    monkeypatch.setattr(metamimic, "task_rewards", lambda c, demos, n: A if demos is seen else B)
+    assert metamimic.evaluate(None, None, 9, None, seen, unseen) == {
+        "train_episodes": 3, "val_episodes": 2,
+        "imitation_train_ratio": 12 / 15, "imitation_val_ratio": 1 / 4,
+        "imitation_train_reward": 0.5, "imitation_val_reward": 0.5,
+        "tracking_seen_val": 0.25, "tracking_body_val": 0.75,
+        "stack_success_train": 1, "stack_success_val": 0.5,
+        "task_policy_ratio": 16 / 15, "task_policy_success": pytest.approx(2 / 3),
+        "task_policy_frames_to_stack": 3, "demo_frames_to_stack": 6,
+    }  # fmt: skip
 
 
 def test_frames_to_stack_counts_only_who_stacks():
@@ -499,6 +661,8 @@ def test_demonstrations_that_cannot_be_imitated_are_refused_by_name(whole, demos
     [
         (["metamimic", "--demonstrations", "0"], "--demonstrations is 0; expected"),
         (["metamimic", "--cutoff", "nan"], "--cutoff is nan; expected"),
+        (["metamimic", "--imitation_gamma", "1"], "--imitation_gamma is 1.0; expected between"),
+        (["eval", "RUN", "--out", "x.gif"], "--out is the picture of a --demo"),
         (["metamimic", "--task_share", "1.5"], "--task_share is 1.5; expected"),
         (["metamimic", "--warmup", "40"], "--warmup is 40; 56 are needed for a batch"),
         (["metamimic", "--out", "RUN"], "RUN is not empty: --resume RUN goes on"),
@@ -523,6 +687,31 @@ def test_bad_flags_are_one_line_and_leave_no_folder(
     with pytest.raises(SystemExit, match=f"^train.py: .*{message}"):
         train.main([words[0], *(preset or words[1:])])
     assert os.listdir() == ["RUN"]
+
+
+def test_eval_makes_no_demonstrations_and_refuses_others_than_the_runs_own(
+    whole, demos, shorter, tmp_path
+):
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    flags = json.loads((copy / "config.json").read_text())
+    for folder, message in (
+        (str(tmp_path / "gone"), "gone.* holds 0 demonstrations, 4 wanted"),
+        (str(shorter), "trained on other demonstrations than there are"),
+    ):
+        (copy / "config.json").write_text(json.dumps(flags | {"demos": folder}))
+        with pytest.raises(SystemExit, match=message):
+            train.main(["eval", str(copy), "--episodes", "3"])
+        assert not (tmp_path / "gone").exists()
+    train.main(["eval", str(copy), "--demo", str(demos / f"stack{T}/B/0001.npz")])  # needs no other
+    assert (copy / "B-0001.gif").stat().st_size > 1000
+
+
+def test_a_damaged_demonstration_of_b_is_found_before_training(demos, tmp_path):
+    root = Path(shutil.copytree(demos, tmp_path / "demos"))
+    (root / f"stack{T}/B/0003.npz").write_bytes(b"no demonstration")
+    with pytest.raises(SystemExit, match=r"B.0003.npz: truncated, damaged or no demonstration"):
+        train.main([*TINY, "--demos", str(root), "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_in_use_is_left_alone(whole):
