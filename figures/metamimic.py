@@ -119,7 +119,9 @@ def read(name):
 
 
 def plot(axis, curves, x, y, label, colour, scale=1.0):
-    """Mean and range of seeds."""
+    """Mean and range of seeds, if there are any yet."""
+    if not curves:
+        return
     shortest = min((curve[x] for curve in curves), key=lambda steps: steps[-1])
     values = scale * np.array([np.interp(shortest, curve[x], curve[y]) for curve in curves])
     units = shortest / (60 if x == "seconds" else 1e6)
@@ -152,7 +154,7 @@ def draw_default():
     save(figure, "metamimic")
 
 
-def draw_fig5():
+def draw_fig5(_):
     figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, sharey="row")
     for j, people in enumerate(("train", "val")):
         for i, what in enumerate(("ratio", "reward")):
@@ -168,7 +170,7 @@ def draw_fig5():
     save(figure, "fig5")
 
 
-def draw_fig7():
+def draw_fig7(_):
     """Frames until the blocks are stacked, from the same initial states."""
     tables = [np.loadtxt(p, delimiter=",", skiprows=1) for p in sorted(RESULTS.glob("fig7-*.csv"))]
     figure, axis = plt.subplots(figsize=(6, 3.2))
@@ -283,8 +285,10 @@ def main():
         ]
         found = claims(np.mean(rewards))
         gather(found)
-        for draw in (draw_default, draw_fig5, draw_fig7, lambda: draw_fig8(np.mean(rewards))):
-            draw()
+        draw_default()
+        for draw, run in ((draw_fig5, "fig5_10"), (draw_fig7, "fig7"), (draw_fig8, "d4pg")):
+            if list(RESULTS.glob(f"{run}-*.csv")):
+                draw(np.mean(rewards))
         return
     jobs = [(name, command, seed) for seed in range(SEEDS) for name, command in RUNS[what].items()]
     with ThreadPoolExecutor(1 if what == "default" else 2) as pool:
