@@ -413,7 +413,8 @@ def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
     start = np.concatenate([demos.first[:copies], demos.first[:tasks]])
     world = d4pg.make_world(config, len(start), 0)
     obs, task, imitation = world.set_state(demos.states[start]), [], []
-    for t in range(config.horizon):
+    short = len(start) < 150 and config.obs == "features"
+    for t in tqdm(range(config.horizon), "playing", unit="step", disable=short, leave=False):
         if stop and stop.asked:
             return None
         if watch:
