@@ -302,11 +302,11 @@ def start_states(config):
     return np.concatenate([demo["states"][: config.curriculum] for demo in demos])
 
 
-def ladder(config, number, robots):
+def ladder(config, number, robots, low, high):
     """σ of one actor's robots, of all from the quietest to the loudest in equal ratios.  [n, 1]"""
     actors = max(config.actors, 1)
     rung = (np.arange(robots * actors) + 0.5) / max(robots * actors, 1)
-    sigma = config.sigma_min * (config.sigma_max / config.sigma_min) ** rung
+    sigma = low * (high / low) ** rung
     return sigma[number::actors, None].astype(np.float32)
 
 
@@ -331,7 +331,7 @@ class Actor:
         self.networks = make_networks(config, shape, actions)
         self.flats = [networks.flatten(part) for part in self.networks[:2]]
         self.version = -1
-        self.sigma = ladder(config, number, config.robots)
+        self.sigma = ladder(config, number, config.robots, config.sigma_min, config.sigma_max)
         self.window = NStep(config.robots, config.nstep, config.gamma)
         self.returns = np.zeros(config.robots)  # of the present episodes, so far
         self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # and discounted

@@ -25,7 +25,7 @@ Departures from the paper, and what it leaves open:
  4. Hand to block may be 3 cm from the demonstration's.  Appendix C.2's 0.01 is 1 cm as a distance
     and 10 cm as its square: the first ends episodes of learners after two steps, the second keeps
     robots that have long lost the block.
- 5. On small machines imitation looks less far ahead, γ = 0.95, as the next frame tells nearly all,
+ 5. On small machines imitation looks less far ahead, γ = 0.9, as the next frame tells nearly all,
     and so does the task, γ = 0.98; Adam's steps are longer and shrink towards the end (--lr_end).
  6. Half of all episodes start amid a demonstration (the paper's curriculum starts all); --amid 0
     is the paper without a curriculum, --amid 1 with it.
@@ -58,26 +58,28 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "task_robots": ("of each actor that do the task", 4, 64, 64),
     "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.07, 0.1),
     "lr_end": ("part of Adam's steps that is left at the end of the run", 1.0, 0.1, 1.0),
-    "steps": ("environment steps in all", 2_000, 4_500_000, 200_000_000),
+    "steps": ("environment steps in all", 2_000, 3_500_000, 200_000_000),
     "capacity": ("items in each memory", 1_000, 1_000_000, 300_000),
     "gamma": ("γ: discount factor of the task", 0.9, 0.98, 0.99),
-    "imitation_gamma": ("γ of imitation", 0.95, 0.95, 0.99),
+    "imitation_gamma": ("γ of imitation", 0.95, 0.9, 0.99),
     "beta_image": ("β1: in eq. 2, of what is seen", 15.0, 15.0, 15.0),
     "beta_body": ("β2: of the body", 2.0, 2.0, 2.0),
     "cutoff": ("imitation ends early below this reward", 0.5, 0.5, 0.5),
     "deviation": ("or where hand to block is off by so much, m", 0.03, 0.03, 0.03),
     "amid": ("part of the episodes that start amid a demonstration", 0.5, 0.5, 0.0),
     "curriculum": ("within its first so many steps", 10, 100, 300),
-    "task_share": ("part of the updates that train the task policy", 0.5, 0.75, 0.5),
-    "sigma_min": ("σ: exploration noise of the quietest robot", 0.05, 0.02, 0.02),
-    "sigma_max": ("σ: of the loudest", 0.25, 0.25, 0.25),
+    "task_share": ("part of the updates that train the task policy", 0.5, 0.7, 0.5),
+    "sigma_min": ("σ: exploration noise of the quietest robot that imitates", 0.05, 0.05, 0.05),
+    "sigma_max": ("σ: of the loudest", 0.25, 0.5, 0.5),
+    "task_sigma_min": ("σ: of the quietest that does the task", 0.05, 0.02, 0.02),
+    "task_sigma_max": ("σ: of the loudest", 0.25, 0.25, 0.25),
     "eval_every": ("steps between evaluations", 1_000, 250_000, 1_000_000),
     "eval_episodes": ("of A's and B's demonstrations, in each of them", 4, 32, 64),
 }
 LIMITS = {
     "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
     "beta_body": (0, 1e6), "cutoff": (0, 1), "deviation": (0, 100), "amid": (0, 1),
-    "task_share": (0, 1),
+    "task_share": (0, 1), "task_sigma_min": (1e-9, 100), "task_sigma_max": (1e-9, 100),
 }  # fmt: skip
 IMITATION, TASK = 0, 1  # kinds of robots, learners and rewards
 
@@ -222,8 +224,11 @@ class Actor:
         self.networks = [make(shape) for shape in shapes(self.obs.shape[1:])]  # of both kinds
         self.flats = [networks.flatten(part) for nets in self.networks for part in nets[:2]]
         self.version = -1
-        sigmas = [d4pg.ladder(config, number, k) for k in (config.robots, config.task_robots)]
-        self.sigma = np.concatenate(sigmas)  # [n, 1]
+        sigmas = (
+            (config.robots, config.sigma_min, config.sigma_max),
+            (config.task_robots, config.task_sigma_min, config.task_sigma_max),
+        )
+        self.sigma = np.concatenate([d4pg.ladder(config, number, *s) for s in sigmas])  # [n, 1]
         gammas = np.array([config.imitation_gamma, config.gamma])
         self.window = d4pg.NStep(n, config.nstep, gammas, rewards=2)
         self.returns = np.zeros((n, 2))  # of the present episodes, so far: imitation, task
@@ -369,6 +374,8 @@ def completed(config):
     gamma = config.imitation_gamma
     env.check(0 < gamma < 1, f"--imitation_gamma is {gamma}; expected between 0 and 1")
     d4pg.check_config(config, FLAGS, LIMITS, config.task_robots)
+    low, high = config.task_sigma_min, config.task_sigma_max
+    env.check(low <= high, f"--task_sigma_min is {low}; expected no more than --task_sigma_max")
     return config
 
 

@@ -33,7 +33,7 @@ IN_TURN = "--actors 0"  # acting and learning in turn: two such runs fill two co
 STEPS = f"{IN_TURN} --steps 1500000 --eval_every 150000"
 LIKE_TASK = (
     "--robots 64 --sigma_min 0.02 --sigma_max 0.25 --gamma 0.98 --capacity 1000000 "
-    "--updates_per_step 0.0525 --lr_end 0.1"
+    "--updates_per_step 0.049 --lr_end 0.1"
 )
 IMITATE = f"{IN_TURN} --task_share 0 --task_robots 0 --steps 400000 --eval_every 40000"
 RUNS = {  # figure: {name: command of train.py}
