@@ -267,11 +267,11 @@ def make_world(config, n, seed):
     return env.Gymnasium(config.env.removeprefix("gymnasium:"), n, seed, config.horizon or None)
 
 
-def item_fields(world, rewards=1):
+def item_fields(world):
     """What an item holds."""
     obs = world.observe()
     shape, dtype = obs.shape[1:], obs.dtype.type
-    actions, number = (len(world.low),), ((rewards,), np.float32)
+    actions, number = (len(world.low),), ((1,), np.float32)
     return {"obs": (shape, dtype), "action": (actions, np.float32), "next_obs": (shape, dtype),
             "reward": number, "discount": number}  # fmt: skip
 
