@@ -12,7 +12,8 @@ One learner and any number of actor processes share a replay (replay.py) and a v
 
 Departures from the papers:
  1. A round samples its updates' batches at once and computes their targets in one pass: the
-    target networks are the same for all of them.  Priorities are so at most a round old.
+    target networks are the same for all of them (with images on a processor, batch by batch).
+    Priorities are so at most a round old.
  2. Features are brought to mean 0 and variance 1 by what memory holds after the warm-up.
  3. Every robot explores with noise of its own, from --sigma_min to --sigma_max, as Ape-X's do.
  4. The distance between hand and block (appendix C.2) belongs to imitation: metamimic.py.
@@ -122,6 +123,12 @@ def make_networks(config, shape, actions):
     return torch.nn.ModuleList([encoder, policy, critic])
 
 
+def split(batch, size):
+    """{name: [B, ...]} in parts of so many items."""
+    parts = [value.split(size) for value in batch.values()]
+    return [dict(zip(batch, part, strict=True)) for part in zip(*parts, strict=True)]
+
+
 METRICS = ("critic_loss", "q", "td", "gradient")  # of a round of updates
 
 
@@ -188,10 +195,11 @@ class Agent:
         size = self.config.batch
         slots, weights, batch = memory.sample(count * size)
         batch = see(batch)
-        m, total, TDs = self.targets(batch), 0, []
-        for k in range(count):
+        images_on_cpu = batch["obs"].dtype == torch.uint8 and self.config.device == "cpu"
+        most = size if images_on_cpu else count * size  # what a batch becomes then fits a cache
+        m, total, TDs = torch.cat([self.targets(one) for one in split(batch, most)]), 0, []
+        for k, one in enumerate(split(batch, size)):
             part = slice(k * size, (k + 1) * size)
-            one = {name: value[part] for name, value in batch.items()}
             metrics, TD = self.update(one, m[part], None if weights is None else weights[part])
             total = total + torch.stack(list(metrics.values()))
             TDs.append(TD)

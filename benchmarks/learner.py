@@ -116,10 +116,8 @@ def together(seconds=6):
     still = {"policy_lr": 0.0, "critic_lr": 0.0}  # robots go on to do what they do alone: noise
     config = make_config(actors=1, warmup=2000, capacity=50_000, **still)
     world = d4pg.make_world(config, config.robots, 0)
-    sigma, rng = (
-        d4pg.ladder(config, 0, config.robots, config.sigma_min, config.sigma_max),
-        np.random.default_rng(0),
-    )
+    sigma = d4pg.ladder(config, 0, config.robots, config.sigma_min, config.sigma_max)
+    rng = np.random.default_rng(0)
     actions = (sigma * rng.standard_normal((config.horizon, config.robots, 9))).clip(-1, 1)
 
     def play(episodes):  # what a new policy does: its noise

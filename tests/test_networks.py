@@ -17,7 +17,7 @@ def test_parameters_and_convolutions_are_the_papers(name, millions, convolutions
     layers = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(layers) == convolutions
     assert max(m.out_channels for m in layers) == widest
-    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.InstanceNorm2d)]
+    norms = [m for m in encoder.modules() if isinstance(m, networks.Normalise)]
     assert len(norms) == (convolutions if name == "large" else 0)
 
 
