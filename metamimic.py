@@ -32,7 +32,9 @@ Departures from the paper, and what it leaves open:
     is the paper without a curriculum, --amid 1 with it.
  7. One process trains both learners in turn, by --task_share; each has a memory of its own, which
     the imitating robots both fill, since one removes by priority, the other first in, first out.
- 8. --preset paper keeps 300,000 items: table 1's million images would take 98 GB a memory.
+ 8. The networks learn from images that are shifted at random, by up to --shift pixels: a few
+    hundred demonstrations are too few to tell where things are from where they were.
+ 9. --preset paper keeps 300,000 items: table 1's million images would take 98 GB a memory.
 """
 
 import zlib
@@ -69,6 +71,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "deviation": ("or where hand to block is off by so much, m", 0.03, 0.03, 0.03),
     "amid": ("part of the episodes that start amid a demonstration", 0.5, 0.5, 0.0),
     "curriculum": ("within its first so many steps", 10, 100, 300),
+    "shift": ("images by up to so many pixels, at random, to learn from", 0, 4, 0),
     "task_share": ("part of the updates that train the task policy", 0.5, 0.7, 0.5),
     "sigma_min": ("σ: exploration noise of the quietest robot that imitates", 0.05, 0.05, 0.05),
     "sigma_max": ("σ: of the loudest", 0.25, 0.5, 0.5),
@@ -81,6 +84,7 @@ LIMITS = {
     "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
     "beta_body": (0, 1e6), "cutoff": (0, 1), "deviation": (0, 100), "amid": (0, 1),
     "task_share": (0, 1), "task_sigma_min": (1e-9, 100), "task_sigma_max": (1e-9, 100),
+    "shift": (0, 32),
 }  # fmt: skip
 IMITATION, TASK = 0, 1  # kinds of robots, learners and rewards
 
@@ -194,6 +198,16 @@ def see(obs, goal):
     if obs.dtype == torch.uint8:
         return torch.cat((obs, goal), 3)
     return torch.cat((obs, goal - obs), 1)
+
+
+def shifted(images, most, rng):
+    """Each by up to `most` pixels down or up and right or left, the edge repeated.  [B, H, W, C]"""
+    B, H, W, C = images.shape
+    down, right = torch.from_numpy(rng.integers(-most, most + 1, (2, B, 1)))
+    row = torch.arange(B)[:, None] * H + (torch.arange(H) - down).clamp(0, H - 1)  # [B, H]
+    column = (torch.arange(W) - right).clamp(0, W - 1)  # [B, W]
+    pixel = (row[:, :, None] * W + column[:, None, :]).flatten().to(images.device)
+    return images.reshape(-1, C).index_select(0, pixel).view(B, H, W, C)
 
 
 def shapes(shape):
@@ -340,25 +354,33 @@ def make_learners(config, demos):
     world = d4pg.make_world(config, 1, 0)
     fields, number = d4pg.item_fields(world), ((1,), np.float32)
     frames = torch.from_numpy(demos.frames).to(config.device) if demos else None
-
-    def look(batch):  # d_{t+1} is a frame's number in memory; images are fetched only now
-        goal, next_goal = (frames[batch[name][:, 0].long()] for name in ("goal", "next_goal"))
-        return batch | {
-            "obs": see(batch["obs"], goal), "next_obs": see(batch["next_obs"], next_goal)
-        }  # fmt: skip
-
     mimic = SimpleNamespace(**vars(config))
     mimic.gamma = config.imitation_gamma
     mimic.vmax = 1 / (1 - mimic.gamma)
-    first, second = shapes(fields["obs"][0])
-    actions = len(world.low)
+    agents = [
+        d4pg.Agent(flags, shape, len(world.low))
+        for flags, shape in zip((mimic, config), shapes(fields["obs"][0]), strict=True)
+    ]
+
+    def move(batch, kind):  # what is drawn depends on the update alone: a run may be resumed
+        if config.obs == "features" or not config.shift:
+            return batch
+        rng = np.random.default_rng((7, config.seed, kind, agents[kind].updates))
+        names = ("obs", "next_obs")
+        return batch | {name: shifted(batch[name], config.shift, rng) for name in names}
+
+    def look(batch):  # d_{t+1} is a frame's number in memory; images are fetched only now
+        goal, next_goal = (frames[batch[name][:, 0].long()] for name in ("goal", "next_goal"))
+        obs, next_obs = see(batch["obs"], goal), see(batch["next_obs"], next_goal)
+        return move(batch | {"obs": obs, "next_obs": next_obs}, IMITATION)
+
     theirs = fields | {"goal": number, "next_goal": number}
     imitation = d4pg.Learner(  # algorithm 2
-        d4pg.Agent(mimic, first, actions), theirs, config.robots, "imitation_", "prioritised", look
+        agents[IMITATION], theirs, config.robots, "imitation_", "prioritised", look
     )
     everyone = config.robots + config.task_robots
     task = d4pg.Learner(  # algorithm 4
-        d4pg.Agent(config, second, actions), fields, everyone, "task_", "uniform"
+        agents[TASK], fields, everyone, "task_", "uniform", lambda batch: move(batch, TASK)
     )
     imitation.share, task.share = 1 - config.task_share, config.task_share
     if config.obs == "features" and demos:

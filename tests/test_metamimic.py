@@ -435,6 +435,37 @@ def test_in_pixels_the_policy_sees_images_alone(config):
     assert np.isfinite(run.evaluate(2)["imitation_val_reward"])
 
 
+def test_images_are_shifted_and_their_edges_repeated():
+    images = torch.randint(256, (9, 6, 7, 2), dtype=torch.uint8)
+    out = metamimic.shifted(images, 2, np.random.default_rng(0))
+    down, right = np.random.default_rng(0).integers(-2, 3, (2, 9))
+    assert {*down, *right} == {-2, -1, 0, 1, 2}
+    for image, moved, y, x in zip(images.numpy(), out, down, right):
+        literal = np.pad(image, ((2, 2), (2, 2), (0, 0)), "edge")[2 - y : 8 - y, 2 - x : 9 - x]
+        np.testing.assert_array_equal(moved, literal)
+
+
+def test_who_learns_from_images_sees_frame_and_goal_shifted_alike(config):
+    flags = config(obs="pixels", size=32, steps=400, warmup=100, capacity=400, shift=4)
+    run = metamimic.make_run(flags).start()
+    (imitation, task), frames = run.learners, torch.from_numpy(run.aids[0].frames[:8])
+    number = torch.arange(8, dtype=torch.float32)[:, None]
+    batch = {"obs": frames, "next_obs": frames, "goal": number, "next_goal": number}
+    seen = imitation.see(batch)
+    for name in ("obs", "next_obs"):
+        assert torch.equal(seen[name][..., :3], seen[name][..., 3:])
+        assert not torch.equal(seen[name][..., :3], frames)
+    assert torch.equal(seen["obs"], imitation.see(batch)["obs"])  # so that a run can be resumed
+    assert not torch.equal(seen["obs"], seen["next_obs"])
+    imitation.agent.updates += 1
+    assert not torch.equal(seen["obs"], imitation.see(batch)["obs"])
+    assert not torch.equal(task.see(batch)["obs"], frames)
+    flags.shift = 0
+    plain = metamimic.make_run(flags).start().learners
+    assert torch.equal(plain[1].see(batch)["obs"], frames)
+    assert torch.equal(plain[0].see(batch)["next_obs"], torch.cat((frames, frames), 3))
+
+
 def test_in_pixels_an_actor_rewards_by_the_images_it_stores(config):
     flags = config(
         obs="pixels", size=32, nstep=1, warmup=400, capacity=400, deviation=99.0, cutoff=0.0
