@@ -494,6 +494,62 @@ class Learner:
             setattr(self, name, state[name])
 
 
+class Crew:
+    """Actor processes: begun, begun anew where they were killed, and ended."""
+
+    def __init__(self, config, actor, items, board, aids=()):
+        """`actor` is the class of actors, `items` what they fill, `aids` what else they need."""
+        self.config, self.actor, self.items = config, actor, items
+        self.board, self.aids = board, aids
+        actors = max(config.actors, 1)
+        self.processes, self.lives, self.looked = [None] * actors, [0] * actors, 0.0
+        self.deaths, self.steps_then = [0] * actors, [-1] * actors  # without a step in between
+
+    def start(self, k):
+        context = multiprocessing.get_context("spawn")
+        args = (self.actor, os.getpid(), self.config, k, self.items, self.board, self.lives[k])
+        process = context.Process(target=actor_process, args=args + self.aids, daemon=True)
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, also while it imports
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, ours)
+        self.processes[k], self.lives[k] = process, self.lives[k] + 1
+
+    def inline(self):
+        """One actor in this process."""
+        return self.actor(self.config, 0, self.items, self.board, self.lives[0], *self.aids)
+
+    def supervise(self):
+        """Ten times a second: begin killed actors anew, stop at what an actor gave up on."""
+        now = time.monotonic()
+        if now < self.looked + 0.1:
+            return
+        self.looked = now
+        for k, process in enumerate(self.processes):
+            if not process or process.exitcode is None:
+                continue
+            message = bytes(self.board.errors[k]).rstrip(b"\0").decode(errors="replace")
+            if message:
+                kind = FloatingPointError if message.startswith("FloatingPoint") else RuntimeError
+                raise kind(f"actor {k} gave up: {message}")
+            idle = self.board.steps[k] == self.steps_then[k]
+            self.deaths[k], self.steps_then[k] = 1 + idle * self.deaths[k], self.board.steps[k]
+            if self.deaths[k] > 5:
+                raise RuntimeError(f"actor {k} died six times without a step; is memory short?")
+            self.start(k)
+
+    def close(self):
+        """Stop the actors, gently and then not."""
+        self.board.stop[0] = 1
+        deadline = time.monotonic() + 2
+        for process in filter(None, self.processes):
+            process.join(max(0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
 class Run:
     """A training run: learners, actors; `round` is one turn of the loop of both."""
 
@@ -503,12 +559,10 @@ class Run:
         `mark` is a number that tells the run's data from others.
         """
         self.config, self.learners, self.aids, self.mark = config, learners, aids, mark
-        self.actor, self.play, self.elapsed = actor, play, 0.0  # part of the time that there is
-        actors = max(config.actors, 1)
+        self.play, self.elapsed = play, 0.0  # part of the time that there is
+        actors, items = max(config.actors, 1), [learner.items for learner in learners]
         self.board = replay.make_board(actors, len(self.act_weights()), len(learners))
-        self.processes, self.lives, self.looked = [None] * actors, [0] * actors, 0.0
-        self.deaths, self.steps_then = [0] * actors, [-1] * actors  # without a step in between
-        self.inline = None
+        self.crew, self.inline = Crew(config, actor, items, self.board, aids), None
 
     @property
     def bytes(self):
@@ -529,15 +583,17 @@ class Run:
             remember_demos(self.config, self.learners[0])
         replay.publish_weights(self.board, self.act_weights())
         if self.config.actors == 0:
-            items = [learner.items for learner in self.learners]
-            self.inline = self.actor(self.config, 0, items, self.board, self.lives[0], *self.aids)
+            self.inline = self.crew.inline()
             if state:
                 self.inline.load(state["actor"])
-            self.lives[0] += not self.inline.state()  # a world that cannot be saved begins anew
+            self.crew.lives[0] += not self.inline.state()  # is its world anew, each time?
         else:
             for k in range(self.config.actors):
-                self.start_actor(k)
+                self.crew.start(k)
         return self
+
+    def close(self):
+        self.crew.close()
 
     def act_weights(self):
         return np.concatenate([learner.agent.act_weights() for learner in self.learners])
@@ -563,7 +619,7 @@ class Run:
 
     def round(self):
         """Act (if nobody else does), collect, learn."""
-        self.supervise()
+        self.crew.supervise()
         self.set_limits()
         if self.inline and self.inline.ready():
             self.inline.step()
@@ -585,49 +641,6 @@ class Run:
             ahead = (self.updates + 2 * config.round) / config.updates_per_step
             most = min(most, config.warmup + ahead)
         self.board.limit[:] = -(-most // len(self.board.limit))
-
-    # -- actors
-
-    def start_actor(self, k):
-        context = multiprocessing.get_context("spawn")
-        items = [learner.items for learner in self.learners]
-        args = (self.actor, os.getpid(), self.config, k, items, self.board, self.lives[k])
-        process = context.Process(target=actor_process, args=args + self.aids, daemon=True)
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, also while it imports
-        try:
-            process.start()
-        finally:
-            signal.signal(signal.SIGINT, ours)
-        self.processes[k], self.lives[k] = process, self.lives[k] + 1
-
-    def supervise(self):
-        """Ten times a second: begin killed actors anew, stop at what an actor gave up on."""
-        now = time.monotonic()
-        if self.inline or now < self.looked + 0.1:
-            return
-        self.looked = now
-        for k, process in enumerate(self.processes):
-            if process.exitcode is None:
-                continue
-            message = bytes(self.board.errors[k]).rstrip(b"\0").decode(errors="replace")
-            if message:
-                kind = FloatingPointError if message.startswith("FloatingPoint") else RuntimeError
-                raise kind(f"actor {k} gave up: {message}")
-            idle = self.board.steps[k] == self.steps_then[k]
-            self.deaths[k], self.steps_then[k] = 1 + idle * self.deaths[k], self.board.steps[k]
-            if self.deaths[k] > 5:
-                raise RuntimeError(f"actor {k} died six times without a step; is memory short?")
-            self.start_actor(k)
-
-    def close(self):
-        """Stop the actors, gently and then not."""
-        self.board.stop[0] = 1
-        deadline = time.monotonic() + 2
-        for process in filter(None, self.processes):
-            process.join(max(0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
 
     # -- what is told of a run, and what a checkpoint holds
 
@@ -657,7 +670,7 @@ class Run:
             "learners": [learner.state() for learner in self.learners],
             "actor": self.inline.state() if self.inline else {},
             "board": {n: getattr(board, n).copy() for n in ("steps", "episodes", "returns")},
-            "lives": list(self.lives),
+            "lives": list(self.crew.lives),
             "mark": self.mark,
         }
 
@@ -675,7 +688,7 @@ class Run:
             learner.load(saved)
         for name, value in state["board"].items():
             getattr(self.board, name)[:] = value
-        self.lives = state["lives"]
+        self.crew.lives = state["lives"]
 
 
 def make_run(config):

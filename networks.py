@@ -1,11 +1,12 @@
-"""Every network of MetaMimic: policies, distributional critics, and what looks at images.
+"""Every network of both papers: policies, critics, and what looks at images or demonstrations.
 
 MetaMimic (https://arxiv.org/abs/1810.05017), section 2.1 and figure 3 (the large network), figure
 6 (the small one, from IMPALA, https://arxiv.org/abs/1802.01561), appendix C.1 (the critic's head).
+MILI (https://arxiv.org/abs/2003.00119): section IV-A and figure 3.
 
     python networks.py      prints the networks and their numbers of parameters
 
-Departures from the paper, and what it leaves open:
+Departures from the papers, and what they leave open:
  1. Policy and critic see images through one encoder, which only the critic's loss trains: one
     pass a batch instead of two.  The paper gives each its own network.
  2. The paper tells convolutions, channels and parameters, not how they are stacked.  Both
@@ -13,8 +14,14 @@ Departures from the paper, and what it leaves open:
     that give the stated 1.6 and 22 million parameters for two RGB images of 128 x 128.
  3. Convolutions may compute in bfloat16 (--half).
  4. On features there are no images to look at: two layers of 256, and no encoder.
+ 5. MILI's paper names its layers but not their sizes; these are of the network its authors
+    published (tensor2robot: five convolutions of 32 channels, a spatial softmax, temporal
+    convolutions, two layers of 100, a mixture).  Here the embedding also steers the policy's last
+    convolution (FiLM, https://arxiv.org/abs/1709.07871): what to look for depends on the task.
+    A map tells how strongly it is lit beside where, and the policy when it is done.
 """
 
+import contextlib
 import functools
 import math
 
@@ -93,12 +100,9 @@ class Encoder(nn.Module):
 
     def forward(self, images):
         """[B, H, W, 3 images] uint8 to [B, width]."""
-        kind = images.device.type
-        half = self.half == "yes" or (self.half == "auto" and quick_at_half(kind))
-        with torch.autocast(kind, torch.bfloat16, enabled=half):
-            x = images.permute(0, 3, 1, 2)  # channels stay last in memory
-            x = x.to(torch.bfloat16 if half else torch.float32).mul_(1 / 255).sub_(0.5)
-            return self.rest(self.stages(x)).float()
+        with autocast(self.half, images.device.type) as kind:
+            x = images.permute(0, 3, 1, 2).to(kind)  # channels stay last in memory
+            return self.rest(self.stages(x.mul_(1 / 255).sub_(0.5))).float()
 
 
 @functools.cache
@@ -152,6 +156,107 @@ class Critic(nn.Module):
 
     def forward(self, x, a):
         return self.mlp(torch.cat((x, a), 1))  # [B, atoms]
+
+
+class Look(nn.Module):
+    """MILI's convolutions, shared by policy and embedding: images to maps."""
+
+    def __init__(self, channels=32, half="no"):
+        super().__init__()
+        self.half, parts, inputs = half, [], 3
+        for stride in (2, 2, 1, 1):
+            parts += [nn.Conv2d(inputs, channels, 3, stride, 1), nn.GroupNorm(1, channels)]
+            parts.append(nn.ReLU(inplace=True))
+            inputs = channels
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, images):
+        """[B, H, W, 3] uint8 to [B, channels, H / 4, W / 4]."""
+        with autocast(self.half, images.device.type) as kind:
+            x = images.permute(0, 3, 1, 2).to(kind)  # channels stay last in memory
+            return self.layers(x.mul_(1 / 255).sub_(0.5))
+
+
+class Where(nn.Module):
+    """A convolution and a spatial softmax: where each map is lit, and how strongly."""
+
+    def __init__(self, channels, maps=32, half="no"):
+        super().__init__()
+        self.half, self.conv = half, nn.Conv2d(channels, maps, 3, padding=1)
+        self.norm, self.outputs = nn.GroupNorm(1, maps), 3 * maps
+        self.sharpness = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x, steer=None):
+        """[B, channels, h, w], and FiLM's gain and shift [2, B, maps], to [B, 3 maps]."""
+        with autocast(self.half, x.device.type):
+            maps = self.norm(self.conv(x))
+        maps = maps.float()
+        if steer is not None:
+            gain, shift = steer[..., None, None]
+            maps = (1 + gain) * maps + shift
+        h, w = maps.shape[2:]
+        lit = maps.flatten(2)  # [B, maps, h w]
+        p = (self.sharpness * lit).softmax(2)
+        y, x = (torch.linspace(-1, 1, n, device=p.device) for n in (h, w))
+        places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)  # [h w, 2]
+        return torch.cat([(p @ places).flatten(1), (p * lit).sum(2)], 1)
+
+
+class Embedding(nn.Module):
+    """f(d): a demonstration's maps, over time, to a vector of length 1."""
+
+    def __init__(self, channels, frames, size=32, half="no"):
+        super().__init__()
+        self.where, kernel = Where(channels, half=half), min(5, frames)
+        self.time = nn.Conv1d(self.where.outputs, 64, kernel)
+        steps = frames - kernel + 1
+        self.rest = nn.Sequential(
+            nn.ReLU(), nn.Flatten(), nn.LayerNorm(64 * steps), nn.Linear(64 * steps, 100),
+            nn.LayerNorm(100), nn.ReLU(), nn.Linear(100, size),
+        )  # fmt: skip
+
+    def forward(self, maps, frames):
+        """[N frames, channels, h, w] to [N, size]."""
+        x = self.where(maps)
+        x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
+        return nn.functional.normalize(self.rest(self.time(x)), dim=1)
+
+
+class Mixture(nn.Module):
+    """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
+
+    def __init__(self, channels, pose=7, size=32, hidden=100, K=5, half="no"):
+        super().__init__()
+        self.where, self.K, self.pose = Where(channels, half=half), K, pose
+        self.steer = nn.Linear(size, 2 * self.where.conv.out_channels)  # FiLM
+        parts, inputs = [], self.where.outputs + pose + size
+        for _ in range(2):
+            parts += [nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU()]
+            inputs = hidden
+        self.hidden = nn.Sequential(*parts)
+        self.out = nn.Linear(hidden, K + K * pose + 1)
+        self.spread = nn.Parameter(torch.full((K, pose), -0.7))  # σ = 0.4
+
+    def forward(self, maps, pose, f):
+        """Maps and pose of B moments, each with an embedding [B, size].
+
+        Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B].
+        """
+        x = torch.cat(
+            [self.where(maps, self.steer(f).unflatten(1, (2, -1)).movedim(1, 0)), pose, f], 1
+        )
+        out = self.out(self.hidden(x))
+        logits, means, end = out.split([self.K, self.K * self.pose, 1], 1)
+        σ = nn.functional.softplus(self.spread) + 0.02
+        return logits, means.unflatten(1, (self.K, self.pose)), σ, end[:, 0]
+
+
+@contextlib.contextmanager
+def autocast(half, device):
+    """Convolutions in bfloat16 if told so (`auto`: where that is quick); yields their type."""
+    half = half == "yes" or (half == "auto" and quick_at_half(device))
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+        yield torch.bfloat16 if half else torch.float32
 
 
 def count(*modules):

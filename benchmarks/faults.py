@@ -300,7 +300,7 @@ def real_actor_killed(folder, rng, count, actors=2):
         for k in rng.integers(actors, size=count):
             times.clear()
             turn(rng.uniform(0, 0.5), lambda: False)
-            old = run.processes[k]
+            old = run.crew.processes[k]
             old.kill()
             old.join()
             now = run.board.steps[k], run.updates

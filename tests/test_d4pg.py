@@ -272,7 +272,7 @@ def test_updates_keep_the_ratio_to_environment_steps(actors):
     assert row["updates"] == pytest.approx(0.25 * (run.steps - config.warmup), abs=config.round)
     assert row["ratio"] == pytest.approx(0.25, rel=0.03)
     assert np.isfinite([row[name] for name in d4pg.METRICS]).all()
-    assert all(p is None or p.exitcode is not None for p in run.processes)
+    assert all(p is None or p.exitcode is not None for p in run.crew.processes)
 
 
 def test_weights_that_are_being_written_are_not_read():
