@@ -42,7 +42,8 @@ SMALL = (  # what images need on two cores, and features likewise, to compare: r
     f"{IN_TURN} --task_share 0 --task_robots 0 --robots 16 --batch 64 --warmup 2000 --amid 0.9 "
     "--updates_per_step 0.1 --capacity 100000 --beta_body 0.4 --cutoff 0.3 --deviation 0.1"
 )
-REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50 --steps 150000 --eval_every 15000"
+REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50 --steps 450000 --eval_every 45000"
+SHORT = "--steps 60000 --eval_every 6000"
 EYES = "--obs pixels --size 48 --dial"
 RUNS = {  # figure: {name: command of train.py}
     "default": {"default": "metamimic"},
@@ -51,7 +52,7 @@ RUNS = {  # figure: {name: command of train.py}
         for count in (10, 50, 100, 500)
     },
     "fig6": {
-        f"fig6_{network}": f"metamimic {REACH} {EYES} 0.125 --network {network}"
+        f"fig6_{network}": f"metamimic {REACH} {SHORT} {EYES} 0.125 --network {network}"
         for network in ("impala", "large_without_norm", "large")
     },
     "fig8": {
