@@ -606,6 +606,10 @@ class Run:
     def updates(self):
         return sum(learner.agent.updates for learner in self.learners)
 
+    def progress(self):
+        """For a bar: the phase, what is done of it, of how much."""
+        return "", self.steps, self.config.steps
+
     def finished(self):
         return self.steps >= self.config.steps and self.due() < self.config.round
 
@@ -723,19 +727,24 @@ LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
 }  # fmt: skip
 
 
-def check_config(config, flags, limits, others=0):
-    """Refuse, before anything runs; `others` are robots that do not fill the first memory."""
-    check, limits = env.check, LIMITS | limits
+def check_flags(config, flags, limits):
+    """Refuse numbers that no run could have."""
     for name, (_, *values) in flags.items():
         value, (low, high) = getattr(config, name), limits.get(name, (1, 10**15))
         good = isinstance(value, str) or low <= value <= high  # false for a NaN, too
-        check(good, f"--{name} is {value}; expected a number from {low:g} to {high:g}")
+        env.check(good, f"--{name} is {value}; expected a number from {low:g} to {high:g}")
         good = not isinstance(values[1], int) or isinstance(value, int)
-        check(good, f"--{name} is {value!r}; expected a whole number")
+        env.check(good, f"--{name} is {value!r}; expected a whole number")
+    good = config.device == "cpu" or torch.cuda.is_available()
+    env.check(good, f"--device is {config.device}, and torch finds no GPU here; --device cpu works")
+
+
+def check_config(config, flags, limits, others=0):
+    """Refuse, before anything runs; `others` are robots that do not fill the first memory."""
+    check = env.check
+    check_flags(config, flags, LIMITS | limits)
     good = config.sigma_min <= config.sigma_max
     check(good, f"--sigma_min is {config.sigma_min}; expected no more than --sigma_max")
-    good = config.device == "cpu" or torch.cuda.is_available()
-    check(good, f"--device is {config.device}, and torch finds no GPU here; --device cpu works")
     check(config.env == "stack" or config.env.startswith("gymnasium:"),
           f"--env is {config.env!r}; it is stack, or gymnasium:ID")  # fmt: skip
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")

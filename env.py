@@ -915,7 +915,7 @@ class Kitchen:
         room = np.array([
             [kitchenware()[o].room for o in scenes()[self.tasks[i].scene].objects]
             for i in np.arange(self.n)[ids]
-        ])  # fmt: skip
+        ]).reshape(-1, 3)  # fmt: skip
         slots = [*(self.depth[ids] > self.DEPTH).T]
         free = ~table & ~(touch @ np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], bool))
         slots += [*(left & right & free & (place[:, :, 2] - start[:, :, 2] > 0.05)).T]
@@ -934,7 +934,8 @@ class Kitchen:
 
     def allowed(self, ids=slice(None)):
         """Which slots make sense in each robot's scene.  [k, 17]"""
-        return np.array([scenes()[self.tasks[i].scene].allowed for i in np.arange(self.n)[ids]])
+        every = [scenes()[self.tasks[i].scene].allowed for i in np.arange(self.n)[ids]]
+        return np.array(every, bool).reshape(-1, len(SLOTS))
 
     def useful(self, ids=slice(None)):
         """The paper's filter F: did anything useful happen?  [k]"""

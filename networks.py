@@ -182,7 +182,7 @@ class Where(nn.Module):
 
     def __init__(self, channels, maps=32, half="no"):
         super().__init__()
-        self.half, self.conv = half, nn.Conv2d(channels, maps, 3, padding=1)
+        self.half, self.conv = half, nn.Conv2d(channels, maps, 1)
         self.norm, self.outputs = nn.GroupNorm(1, maps), 3 * maps
         self.sharpness = nn.Parameter(torch.tensor(3.0))
 

@@ -3,13 +3,14 @@
 python train.py                          MetaMimic: demonstrations, training, table and pictures
 python train.py metamimic --minutes 10   the same, with flags; --help after any command shows them
 python train.py d4pg --task reach        train D4PG alone, or with demonstrations
+python train.py mili                     MILI: demonstrations, training, trials, table, pictures
 python train.py d4pg --resume runs/reach go on with a run that was stopped, or killed
 python train.py eval runs/NAME           measure a run again; --demo FILE imitates one file
 python train.py demos --world kitchen    make demonstration files
 python train.py look --out look.gif      show a world: A beside B, or each family of tasks
 
 A run is a folder: config.json, metrics.csv, the last two checkpoints, memory included, and in the
-end results.json, curves.png and, of MetaMimic, imitation.gif.
+end results.json, curves.png and films; of MILI, all useful trials and their pairs, too.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from tqdm import tqdm
 import d4pg
 import env
 import metamimic
+import mili
 
 
 def demos(args):
@@ -131,9 +133,10 @@ def train(args):
     for name in RUN_FLAGS:
         value = getattr(config, name)
         env.check(0 <= value < 1e9, f"--{name} is {value}; expected a number from 0")
-    if config.algorithm == "metamimic" and not args.resume:
-        metamimic.make_missing(config)
+    if config.algorithm != "d4pg" and not args.resume:
+        ALGORITHMS[config.algorithm].make_missing(config)
     run = ALGORITHMS[config.algorithm].make_run(config)  # bad input ends here
+    run.folder = folder
     tqdm.write(f"{folder}: memory takes {run.bytes / 1e9:.2f} GB, shared with the actors")
     run.take()
     with only_user(folder):
@@ -150,9 +153,10 @@ def work(run, folder, config, resume, tensorboard, stop):
     clock = time.monotonic()
     try:
         state = load_newest(folder) if resume else None
-        if state and int(state["board"]["steps"].sum()) >= config.steps:
-            advice = f"raise --steps to go on, or: python train.py eval {folder}"
-            raise ValueError(f"--steps {config.steps} are taken; {advice}")
+        if state and int(state["board"]["steps"].sum()) >= run.config.steps:
+            more = "--rounds" if config.algorithm == "mili" else f"--steps {config.steps}"
+            advice = f"raise it to go on, or: python train.py eval {folder}"
+            raise ValueError(f"{more} is done; {advice}")
         text = json.dumps(vars(config), indent=1)
         env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
         log = Log(folder, tensorboard, state)
@@ -166,30 +170,55 @@ def work(run, folder, config, resume, tensorboard, stop):
 
 def loop(run, folder, log, config, stop, clock):
     """Rounds of acting and learning, with a row, an evaluation or a checkpoint when it is time."""
-    bar = tqdm(total=config.steps, initial=run.steps, unit="step", smoothing=0.05, mininterval=0.5)
     saved, minutes, shown = time.monotonic(), config.minutes, {}
     names = ALGORITHMS[config.algorithm].SHOWN | {"updates_per_s": "updates/s"}
-    with bar:
+    with Bar(run) as bar:
         while True:
             now = time.monotonic()
             ended = run.finished() or 0 < minutes < (now - clock) / 60
             if run.steps >= log.next_row or (ended and run.steps > log.last):
                 row = log.row(run, config, now - clock, ended, stop)
                 shown |= {names[k]: f"{v:.3g}" for k, v in row.items() if k in names and v == v}
-                bar.set_postfix(shown)
+                bar.bar.set_postfix(shown)
             if ended or stop.asked:
                 break
             run.elapsed = (now - clock) / 60 / minutes if minutes else 0.0
-            run.round()
-            bar.update(run.steps - bar.n)
+            told = run.round()
+            bar.show(run)
+            if told:
+                tqdm.write(told)
             if now - saved > 60 * config.save_minutes:
                 save(folder, run, log)
                 saved = time.monotonic()
     save(folder, run, log)
 
 
+class Bar:
+    """A progress bar, a new one for each phase of a run."""
+
+    def __init__(self, run):
+        self.phase, self.bar = None, None
+        self.show(run)
+
+    def show(self, run):
+        phase, done, total = run.progress()
+        if phase != self.phase:
+            if self.bar:
+                self.bar.update(self.bar.total - self.bar.n)
+                self.bar.close()
+            self.phase, rest = phase, {"smoothing": 0.05, "mininterval": 0.5}
+            self.bar = tqdm(desc=phase or None, total=total, initial=done, unit="step", **rest)
+        self.bar.update(done - self.bar.n)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+
 def report(folder, config, run, episodes):
-    """What a run has come to: a table, results.json, curves.png and, of MetaMimic, a film."""
+    """What a run has come to: a table, results.json, curves.png and films."""
     results = run.evaluate(episodes)
     text = json.dumps(rounded(results))
     env.write_atomically(folder / "results.json", lambda file: file.write(text.encode()))
@@ -206,6 +235,13 @@ def report(folder, config, run, episodes):
             print(
                 f"{folder}/imitation.gif: B's demonstrations, never seen before, above the copies"
             )
+        if config.algorithm == "mili":
+            draw_embedding(folder, run)
+            save_picture(folder / "rollouts.gif", film_rollouts(run))
+            print(f"{folder}/rollouts.gif: demonstrations of tasks never seen, above the robot's")
+            if run.partners is not None:
+                save_picture(folder / "pairs.gif", film_pairs(run))
+                print(f"{folder}/pairs.gif: trials, above what each was paired with")
     except ImportError as error:
         print(f"no pictures: {error}")
     return results
@@ -257,20 +293,75 @@ def film_imitation(config, run):
     return film(run, metamimic.load_demos(run.config, source, count), count)
 
 
+def draw_embedding(folder, run):
+    """Demonstrations never seen, in the plane in which their embeddings vary most."""
+    import matplotlib.pyplot as plt
+
+    f, library = run.look_at(run.split)
+    tasks = [env.Task(e["scene"], int(e["achieved"].argmax())) for e in library.episodes]
+    family = np.array([env.FAMILIES.index(task.family) for task in tasks])
+    off = f - f.mean(0)
+    x, y = np.linalg.svd(off, full_matrices=False)[2][:2] @ off.T
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2))
+    for k, name in enumerate(env.FAMILIES):
+        axes[0].scatter(x[family == k], y[family == k], s=12, label=name)
+    axes[0].legend(fontsize=8)
+    axes[1].scatter(x, y, s=12, c=library.what.argmax(1), cmap="nipy_spectral")
+    for axis, what in zip(axes, ("family", "task"), strict=True):
+        axis.set_title(f"f(d) by {what}", fontsize=9)
+    figure.tight_layout()
+    env.write_atomically(folder / "embedding.png", lambda file: figure.savefig(file, dpi=100))
+    plt.close(figure)
+
+
+def film_pairs(run, count=4):
+    """Trials, above what they were paired with."""
+    mine = np.flatnonzero(run.partners[:, 0] >= 0)
+    mine = mine[np.linspace(0, len(mine) - 1, count).astype(int)]
+    every = run.trials.episodes
+    return film_both([every[i] for i in mine], [every[i] for i in run.partners[mine, 0]])
+
+
+def film_rollouts(run):
+    """A task of each family, never seen: a demonstration, and what the robot makes of it."""
+    f, library = run.look_at(run.split)
+    tasks, per_task = env.tasks_of(run.split), run.config.per_task
+    mine = [next(k for k, t in enumerate(tasks) if t.family == name) for name in env.FAMILIES]
+    size = run.config.size
+    world = env.Kitchen(4, 1_000_003, "features", size, tasks=[tasks[k] for k in mine])
+    first = np.array(mine) * per_task
+    return film_both([library.episodes[k] for k in first], mili.attempt(run.agent, world, f[first]))
+
+
+def film_both(above, below):
+    """Episodes above others: [films, frames, 2 size, size, 3]."""
+    world, films = env.Kitchen(1, obs="features", size=128, shadows=True), []
+    longest = max(len(e["states"]) for e in [*above, *below])
+    for pair in zip(above, below, strict=True):
+        rows = [
+            world.render(e["states"], [env.Task(e["scene"], 0)] * len(e["states"])) for e in pair
+        ]
+        rows = [np.concatenate([r, np.repeat(r[-1:], longest - len(r), 0)]) for r in rows]
+        films.append(np.concatenate(rows, 1))
+    return np.stack(films)
+
+
 def measure(args):
     """A run's newest checkpoint, evaluated with fixed seeds; the last line is JSON."""
     good = args.episodes is None or 1 <= args.episodes <= 10_000
     env.check(good, f"--episodes is {args.episodes}; expected 1 to 10000")
     folder, config = Path(args.run), SimpleNamespace(**read_config(args.run))
-    mimic = config.algorithm == "metamimic"
+    mimic, kitchen = (config.algorithm == name for name in ("metamimic", "mili"))
     env.check(mimic or not args.demo, f"--demo needs a run of metamimic; {folder} is another")
+    env.check(kitchen or not args.split, f"--split needs a run of mili; {folder} is another")
     env.check(args.demo or not args.out, "--out is the picture of a --demo")
     if args.episodes is None:
-        args.episodes = EPISODES if not mimic else config.validation
+        args.episodes = getattr(config, "validation", EPISODES)
     elif mimic:
         config.validation = args.episodes
     with only_user(folder):
         run, steps = read_run(folder, config, alone=bool(args.demo))
+        run.split = args.split or "val"
         if args.demo:
             results = imitate_file(args, run)
         else:
@@ -323,7 +414,7 @@ def open_run(args):
     if args.resume is None:
         config = {"algorithm": args.command} | {name: getattr(args, name) for name in names}
         name = config.get("env", "stack").split(":")[-1].replace("/", "-")
-        name = config["task"] if name == "stack" else name
+        name = config.get("task", config.get("method")) if name == "stack" else name
         folder = Path(args.out or f"runs/{args.command}-{name}-{config['seed']}")
         env.check(folder.is_dir() or not folder.exists(), f"--out {folder} is no folder")
         there = list(folder.iterdir()) if folder.exists() else []
@@ -514,9 +605,9 @@ RUN_FLAGS = {  # name: (what it is, default)
     "minutes": ("of training at most; 0: until all steps are taken", 0.0),
     "save_minutes": ("between checkpoints", 5.0),
 }
-MAY_CHANGE = ("steps", "minutes", "save_minutes", "device", "log_every", "eval_every")
+MAY_CHANGE = ("steps", "rounds", "minutes", "save_minutes", "device", "log_every", "eval_every")
 PRESETS = ("tiny", "classroom", "paper")
-ALGORITHMS = {"d4pg": d4pg, "metamimic": metamimic}
+ALGORITHMS = {"d4pg": d4pg, "metamimic": metamimic, "mili": mili}
 
 
 # --------------------------------------------------------------------------------------------
@@ -577,6 +668,7 @@ def parse(argv=None):
         commands.add_parser(name, help=text, parents=[worlds], allow_abbrev=False)
     add_algorithm(commands, "metamimic", "train MetaMimic (what happens with no command)")
     add_algorithm(commands, "d4pg", "train D4PG, D4PGfD (--fd), either with --curriculum")
+    add_algorithm(commands, "mili", "train MILI, and what it is compared with (--method)")
     text = "measure a run's newest checkpoint; the last line is JSON"
     measure = commands.add_parser("eval", help=text, description=text, allow_abbrev=False)
     add = measure.add_argument
@@ -587,6 +679,7 @@ def parse(argv=None):
         metavar="N",
         help=f"of each kind, seeds fixed ({EPISODES}, MetaMimic's: --validation)",
     )
+    add("--split", choices=env.SPLITS, help="of MILI's tasks (val; test is for tables alone)")
     add("--demo", metavar="FILE", help="imitate this demonstration in one shot, and nothing else")
     add("--out", metavar="FILE", help="picture of it, .gif or .png; RUN/NAME.gif if not told")
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -597,7 +690,7 @@ def parse(argv=None):
     return args
 
 
-COMMANDS = {"demos": demos, "look": look, "d4pg": train, "metamimic": train, "eval": measure}
+COMMANDS = {"demos": demos, "look": look, "eval": measure} | dict.fromkeys(ALGORITHMS, train)
 
 
 def main(argv=None):

@@ -1,0 +1,841 @@
+"""MILI: one-shot imitation that improves by its own trials.
+
+https://arxiv.org/abs/2003.02636: sections II to IV, equations 1 to 3, algorithm 1, and the
+comparisons of section V.  The networks of figure 3 are in networks.py, the kitchen in env.py.
+
+    python train.py mili                      demonstrations, training, trials, a table, pictures
+    python train.py mili --method meta        meta-imitation; bc, oracle and random likewise
+
+A policy π(a | o, f(d)) sees the camera's image o, the gripper's pose, and a demonstration d through
+f, whose vectors of length 1 are alike for alike tasks.  It learns from a few demonstrations of many
+tasks, tries what demonstrations show in new arrangements, keeps what was useful for anything (the
+filter F), and pairs what f finds alike: each pair is a new task to learn from.
+
+Departures from the paper, and what it leaves open:
+ 1. Means over a batch stand for the sums of eqs. 1 to 3, of like and unlike pairs apart.
+ 2. Both demonstrations of a pair are cloned, each under the embedding of the other: twice as much
+    learned from images that have been looked at anyway.
+ 3. The mixture's means are told from where the gripper is, in units of what it moves in a step;
+    actions are absolute poses, as in the paper.
+ 4. The policy also learns when it is done (the last two frames of a demonstration), as its
+    authors' published code can: a trial ends there, or after 50 steps.
+ 5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
+ 6. A batch after trials is half of demonstrations, half of pairs of trials: a trial at random,
+    then one of its partners.  The contrastive loss goes on, on the demonstrations, so that a next
+    round has an embedding to pair with (algorithm 1, line 24, has eq. 2 alone).
+ 7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
+"""
+
+import math
+import time
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import d4pg
+import env
+import networks
+import replay
+
+FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
+    "demos": ("folder of demonstrations", "demos", "demos", "demos"),
+    "method": (
+        "mili; meta: without trials; bc: without a demonstration, too; oracle, random: pairs",
+    )
+    + ("mili", "mili", "mili"),
+    "start": ("a run whose first policy and trials to take over", "", "", ""),
+    "tasks": ("that are demonstrated, of 520", 8, 200, 200),
+    "per_task": ("demonstrations of each task", 2, 4, 4),
+    "size": ("of images, in pixels", 32, 64, 100),
+    "frames": ("of a demonstration, to embed it and to learn from", 4, 16, 40),
+    "channels": ("of the convolutions", 8, 32, 32),
+    "components": ("K: of the mixture", 2, 5, 5),
+    "half": ("convolutions in bfloat16; auto: where that is quick", "no", "auto", "auto"),
+    "batch": ("pairs of demonstrations in a batch", 4, 16, 8),
+    "lr": ("Adam's step", 1e-3, 1e-3, 5e-4),
+    "lr_end": ("part of it that is left at the end of each training", 1.0, 0.05, 1.0),
+    "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
+    "updates": ("of the networks from the demonstrations", 20, 8_000, 50_000),
+    "rounds": ("of trials", 1, 1, 1),
+    "trials": ("B: in a round", 16, 6_000, 60_000),
+    "elsewhere": ("part of the trials in scenes that are not the demonstration's", 0.0, 0.5, 0.5),
+    "alpha": ("α: pairs are more alike than this; 0: what is best on validation tasks",)
+    + (0.0, 0.0, 0.9),
+    "retrain": ("updates from demonstrations and trials, after each round", 20, 8_000, 50_000),
+    "share": ("part of a batch that is trials, then", 0.5, 0.5, 0.5),
+    "memory_gb": ("for the trials' images; trials beyond that are left out", 1.0, 6.0, 32.0),
+    "actors": ("processes that try; 0: one process does all in turn", 0, 2, 16),
+    "robots": ("that try at once, of each actor", 4, 50, 50),
+    "seed": ("of everything that is drawn at random", 0, 0, 0),
+    "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
+    "threads": ("of the learner on a cpu", 1, 2, 2),
+    "log_every": ("updates or trials between rows of metrics.csv", 10, 200, 1_000),
+    "eval_every": ("between evaluations", 20, 2_000, 10_000),
+    "eval_episodes": ("of each validation task, in each of them", 1, 1, 1),
+    "validation": ("of each validation task, at the end", 1, 10, 10),
+}
+LIMITS = {
+    "tasks": (4, 520), "per_task": (2, 4), "size": (32, 256), "frames": (2, env.LONGEST),
+    "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (0, 100),
+    "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1), "memory_gb": (0, 10_000),
+    "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1), "validation": (1, 1000),
+    "eval_episodes": (1, 1000), "batch": (2, 10_000),
+}  # fmt: skip
+METHODS = ("mili", "meta", "bc", "oracle", "random")
+REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
+PARTNERS = 32  # of a trial that are kept, drawn at random from all
+
+
+# --------------------------------------------------------------------------------------------
+# Episodes: demonstrations, and trials
+# --------------------------------------------------------------------------------------------
+
+
+def chosen_tasks(count):
+    """The training tasks that are demonstrated: of each family as many, the same for all seeds."""
+    every, rng = env.tasks_of("train"), np.random.default_rng(0)
+    families = [[k for k, t in enumerate(every) if t.family == f] for f in env.FAMILIES]
+    families = [rng.permutation(numbers) for numbers in families]
+    turns = [numbers[i] for i in range(max(map(len, families))) for numbers in families
+             if i < len(numbers)]  # fmt: skip
+    return sorted(int(k) for k in turns[:count])
+
+
+def demo_paths(config, split, numbers):
+    """Of the demonstrations of these tasks of a split, one task after the other."""
+    folder = env.demo_folder(config.demos, "kitchen", split)
+    return [folder / f"{task:03d}_{k}.npz" for task in numbers for k in range(config.per_task)]
+
+
+def load_demos(config, split, numbers):
+    """Demonstrations of these tasks of a split, each as an episode."""
+    episodes, tasks = [], env.tasks_of(split)
+    for path in demo_paths(config, split, numbers):
+        demo, task = (
+            env.load_demo(path, "kitchen", ("states", "actions")),
+            tasks[int(path.name[:3])],
+        )
+        here = (demo["scene"], demo["slot"]) == tuple(task)
+        env.check(here, f"{path} shows another task than {path.name[:3]} of {split}")
+        episodes.append({"states": demo["states"], "actions": demo["actions"],
+                         "scene": task.scene, "achieved": np.arange(len(env.SLOTS)) == task.slot,
+                         })  # fmt: skip
+    return episodes
+
+
+def whats(episodes):
+    """Which tasks each has achieved, by family and objects.  [E, tasks] float32"""
+    names = [
+        {env.Task(e["scene"], int(slot)).what for slot in np.flatnonzero(e["achieved"])}
+        for e in episodes
+    ]
+    number = {name: k for k, name in enumerate(sorted(set().union(*names), key=str))}
+    table = np.zeros((len(episodes), len(number)), np.float32)
+    for row, mine in zip(table, names, strict=True):
+        row[[number[name] for name in mine]] = 1
+    return table
+
+
+class Library:
+    """Episodes' frames one after the other, images in shared memory.
+
+    image [M, H, W, 3], pose and action [M, 7], done [M]; first and length of each episode.
+    An episode's last frame has its last action again.
+    """
+
+    def __init__(self, config, episodes, what):
+        self.episodes, length = episodes, [len(e["states"]) for e in episodes]
+        self.length, self.first = np.array(length), np.cumsum([0, *length[:-1]])
+        self.what = whats(episodes)
+        states = np.concatenate([e["states"] for e in episodes])
+        self.pose = poses(states)
+        actions = [np.concatenate([e["actions"], e["actions"][-1:]]) for e in episodes]
+        self.action = np.float32(np.concatenate(actions))
+        before = np.concatenate([np.arange(n)[::-1] for n in length])
+        self.done = np.float32(before < 2)
+        scene = np.repeat([e["scene"] for e in episodes], length)
+        self.image = render(config, states, scene, what)
+
+    def __len__(self):
+        return len(self.first)
+
+    def moments(self, episodes, frames, rng=None):
+        """So many frames of each, first and last among them: evenly spread, or at random so."""
+        u = 0.5 if rng is None else rng.random((*episodes.shape, frames))
+        part = (np.arange(frames) + u) / frames
+        part[..., 0], part[..., -1] = 0, 1
+        n = self.length[episodes][..., None]
+        return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
+
+    def take(self, moments):
+        return {n: getattr(self, n)[moments] for n in ("image", "pose", "action", "done")}
+
+
+def poses(states):
+    """Of the gripper.  [M, 7]"""
+    return np.float32(states[:, 1:8] / env.Kitchen.JAW)
+
+
+def render(config, states, scene, what, chunk=200):
+    """All these states' images, by the actors: [M, size, size, 3]."""
+    items = replay.Shared(
+        states=(states.shape, np.float64), scene=((len(states),), np.int64),
+        image=((len(states), config.size, config.size, 3), np.uint8),
+    )  # fmt: skip
+    items.states[:], items.scene[:] = states, scene
+    crew = begin_crew(config, Renderer, items, (chunk,))
+    try:
+        with tqdm(total=len(states), desc=what, unit="image", disable=len(states) < 3_000) as bar:
+            done = 0
+            while done < len(states):
+                before, done = done, tend(crew)
+                bar.update(done - before)
+    finally:
+        crew.close()
+    return items.image
+
+
+class Renderer:
+    """Every so many-th chunk of frames is this actor's."""
+
+    def __init__(self, config, number, items, board, life, chunk):
+        self.items, self.chunk, self.board, self.number = items, chunk, board, number
+        self.world = env.Kitchen(1, obs="features", size=config.size)
+        step = chunk * max(config.actors, 1)
+        self.todo = list(range(number * chunk, len(items.scene), step))
+        board.steps[number] = 0
+
+    def ready(self):
+        return bool(self.todo)
+
+    def step(self):
+        part = slice(begin := self.todo.pop(0), begin + self.chunk)
+        tasks = [env.Task(int(scene), 0) for scene in self.items.scene[part]]
+        self.items.image[part] = self.world.render(self.items.states[part], tasks)
+        self.board.steps[self.number] += len(tasks)
+
+
+def begin_crew(config, actor, items, aids, weights=()):
+    """Actors at work; with --actors 0 one, in this process."""
+    board = replay.make_board(max(config.actors, 1), max(len(weights), 1), kinds=2)
+    board.weights[: len(weights)] = weights
+    crew = d4pg.Crew(config, actor, items, board, aids)
+    crew.here = None if config.actors else crew.inline()
+    for k in range(config.actors):
+        crew.start(k)
+    return crew
+
+
+def tend(crew):
+    """Let a crew work for a moment; how much has it done?"""
+    if crew.here is None:
+        crew.supervise()
+        time.sleep(0.02)
+    elif crew.here.ready():
+        crew.here.step()
+    return int(crew.board.steps.sum())
+
+
+# --------------------------------------------------------------------------------------------
+# Learning: equations 1 to 3
+# --------------------------------------------------------------------------------------------
+
+
+def negative_log_likelihood(mixture, x):
+    """-log π of eq. 1, π a mixture of K Gaussians.  [B]"""
+    logits, means, σ = mixture
+    z = (x[:, None] - means) / σ  # [B, K, 7]
+    log_density = -0.5 * z.square() - σ.log() - 0.5 * math.log(2 * math.pi)
+    return -(logits.log_softmax(1) + log_density.sum(2)).logsumexp(1)
+
+
+def contrastive(f_m, f_n, beta):
+    """L_c of pairs of N different tasks: embeddings of a task attract, others repel up to β."""
+    H = (f_m[:, None] - f_n).square().sum(2)  # ‖f(d_m^j) - f(d_n^k)‖²  [N, N]
+    same = torch.eye(len(H), dtype=torch.bool, device=H.device)
+    attract, repel = H[same], (beta - H)[~same].clamp(min=0)  # 1(j = k) H + 1(j ≠ k) max(0, β - H)
+    return attract.mean() + repel.mean()
+
+
+class Agent:
+    """f and π, and Adam."""
+
+    def __init__(self, config):
+        torch.manual_seed(config.seed)
+        self.config = config
+        device, half, channels = config.device, config.half, config.channels
+        look = networks.Look(channels, half)
+        f = networks.Embedding(channels, config.frames, half=half)
+        π = networks.Mixture(channels, K=config.components, half=half)
+        self.nets = torch.nn.ModuleList([look, f, π]).to(device, memory_format=torch.channels_last)
+        self.begin()
+
+    def begin(self):
+        """A new training."""
+        self.adam = torch.optim.Adam(self.nets.parameters(), lr=self.config.lr)
+
+    def anneal(self, progress):
+        """Smaller steps of Adam as a training goes on, from 0 to 1."""
+        for group in self.adam.param_groups:
+            group["lr"] = self.config.lr * (1 - (1 - self.config.lr_end) * progress)
+
+    def update(self, batch, n):
+        """One step on eq. 3.  Episodes come in pairs: image [N, 2, F, H, W, 3], and so the rest.
+
+        The first n pairs are demonstrations, each pair of another task.
+        """
+        config, (look, embed, policy) = self.config, self.nets
+        batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
+        N, _, F = batch["done"].shape
+        maps = look(batch["image"].flatten(0, 2))
+        f = embed(maps, F).unflatten(0, (N, 2))
+        shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
+        shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
+        pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
+        *mixture, end = policy(maps, scaled(pose), shown)
+        move = (action - pose) / torch.from_numpy(REACH).to(pose)
+        L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
+        L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
+        done = batch["done"].flatten()
+        L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
+        loss = L_oil + L_c + L_end  # eq. 3, and departure 4
+        self.adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
+        self.adam.step()
+        metrics = torch.stack([L_oil, L_c, L_end]).tolist()
+        if not np.isfinite(metrics).all():
+            raise FloatingPointError(f"losses are {metrics}: not finite; lower --lr")
+        return dict(zip(LOSSES, metrics, strict=True))
+
+    @torch.no_grad()
+    def embed(self, library, chunk=64):
+        """f of every episode.  [E, 32]"""
+        look, f, _ = self.nets
+        found, F = [], self.config.frames
+        for begin in range(0, len(library), chunk):
+            episodes = np.arange(begin, min(begin + chunk, len(library)))
+            images = library.image[library.moments(episodes, F).ravel()]
+            images = torch.from_numpy(images).to(self.config.device)
+            found.append(f(look(images), F).cpu().numpy())
+        return np.concatenate(found)
+
+    def weights(self):
+        parts = [p.detach().cpu().reshape(-1) for p in self.nets.parameters()]
+        return torch.cat(parts).numpy()
+
+    def load_weights(self, weights):
+        begin = 0
+        for p in self.nets.parameters():
+            new = torch.from_numpy(np.array(weights[begin : begin + p.numel()])).view_as(p)
+            p.data.copy_(new)
+            begin += p.numel()
+
+    def state(self):
+        return {"nets": self.nets.state_dict(), "adam": self.adam.state_dict()["state"]}
+
+    def load(self, state):
+        self.nets.load_state_dict(state["nets"])
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": state["adam"], "param_groups": groups})
+
+
+LOSSES = ("oil", "contrastive", "end")
+
+
+def scaled(pose):
+    """What the policy is told of its pose."""
+    return (pose - torch.from_numpy(HOME).to(pose)) / torch.from_numpy(REACH).to(pose)
+
+
+# --------------------------------------------------------------------------------------------
+# Trying: algorithm 1, lines 9 to 16
+# --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def act(agent, images, pose, f):
+    """The mean of the likeliest component, as an absolute pose; is all done?"""
+    look, _, policy = agent.nets
+    images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
+    logits, means, _, end = policy(look(images), scaled(pose), f)
+    move = means[torch.arange(len(means)), logits.argmax(1)]
+    action = pose + torch.from_numpy(REACH).to(pose) * move
+    return action.cpu().numpy(), (end > 0).cpu().numpy()
+
+
+def attempt(agent, world, f, stop=None, watch=None):
+    """Every robot acts on its embedding, until it says that it is done.
+
+    Episodes as they are kept, or None if `stop` is asked for.
+    """
+    if agent.config.method == "bc":
+        f = np.zeros_like(f)
+    going, length = np.ones(world.n, bool), np.full(world.n, world.horizon)
+    achieved = np.zeros((world.n, len(env.SLOTS)), bool)
+    states, actions = [world.get_state()], []
+    for t in range(world.horizon):
+        if stop and stop.asked:
+            return None
+        ids = np.flatnonzero(going)
+        if watch:
+            watch(world, ids)
+        pose = world.pose()
+        action = pose.copy()  # who is done stays where it is
+        action[ids], done = act(agent, world.pixels(ids), pose[ids], f[ids])
+        d4pg.check_finite(action, action)
+        if t > 1:
+            ended = ids[done]
+            achieved[ended], length[ended], going[ended] = world.achieved(ended), t, False
+        if not going.any():
+            break
+        action = np.clip(action, world.low, world.high).astype(np.float32)
+        world.step(action)
+        states.append(world.get_state())
+        actions.append(action)
+    achieved[going] = world.achieved(np.flatnonzero(going))
+    states, actions = np.stack(states, 1), np.stack(actions, 1)
+    return [
+        {"states": states[i, : length[i] + 1], "actions": actions[i, : length[i]],
+         "scene": world.tasks[i].scene, "achieved": achieved[i]}
+        for i in range(world.n)
+    ]  # fmt: skip
+
+
+class Collector:
+    """Tries what demonstrations show, a chunk of trials at a time, each chunk a file.
+
+    What a chunk holds depends on seed, round and number alone, not on who made it: chunks that
+    are there need not be made again.
+    """
+
+    def __init__(self, config, number, folder, board, life, turn, scenes, f):
+        """`scenes` and embeddings `f` of all demonstrations."""
+        self.config, self.number, self.board = config, number, board
+        self.folder, self.turn, self.scenes, self.f = folder, turn, scenes, f
+        self.agent = Agent(SimpleNamespace(**vars(config) | {"device": "cpu"}))
+        self.agent.load_weights(board.weights)
+        every = range(number, chunks(config), max(config.actors, 1))
+        self.todo = [c for c in every if not (folder / chunk_name(c)).exists()]
+        board.steps[number] = config.robots * (len(every) - len(self.todo))
+
+    def ready(self):
+        return bool(self.todo)
+
+    def step(self):
+        """One chunk of trials."""
+        chunk = self.todo.pop(0)
+        config, rng = self.config, np.random.default_rng((5, self.config.seed, self.turn, chunk))
+        n = config.robots
+        demo = rng.integers(len(self.scenes), size=n)  # sample training task, and demo d from D_i
+        other = rng.integers(150, size=n)
+        scene = np.where(rng.random(n) < config.elsewhere, other, self.scenes[demo])
+        tasks = [env.Task(int(s), 0) for s in scene]
+        seed = int(rng.integers(2**32))
+        world = env.Kitchen(n, seed, obs="features", size=config.size, tasks=tasks)
+        trials = attempt(self.agent, world, self.f[demo])  # collect trial τ_n with π(a | o, d)
+        useful = [trial for trial in trials if trial["achieved"].any()]  # F(τ_n)
+        save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
+        self.board.steps[self.number] += n
+        self.board.episodes[self.number] += [n, len(useful)]
+
+
+def chunks(config):
+    return -(-config.trials // config.robots)
+
+
+def chunk_name(number):
+    return f"{number:05d}.npz"
+
+
+def save_trials(path, trials):
+    rows = {name: [trial[name] for trial in trials] for name in ("states", "actions")}
+    width = {"states": 112, "actions": 7}
+    arrays = {name: np.concatenate([*r, np.zeros((0, width[name]))]) for name, r in rows.items()}
+    arrays["length"] = np.array([len(trial["actions"]) for trial in trials], np.int64)
+    arrays["scene"] = np.array([trial["scene"] for trial in trials], np.int64)
+    achieved = np.zeros((len(trials), len(env.SLOTS)), bool)
+    achieved[:] = [trial["achieved"] for trial in trials] or achieved
+    arrays["achieved"] = achieved
+    env.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def load_trials(path):
+    """A chunk's trials; None if the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rows = {name: file[name] for name in file}
+    except Exception:  # whatever a damaged file makes numpy stumble over
+        return None
+    trials, end = [], 0
+    for k, steps in enumerate(rows["length"]):
+        begin, end = end, end + steps
+        states, actions = rows["states"][begin + k : end + k + 1], rows["actions"][begin:end]
+        scene, achieved = int(rows["scene"][k]), rows["achieved"][k]
+        trials.append({"states": states, "actions": np.float32(actions), "scene": scene,
+                       "achieved": achieved})  # fmt: skip
+    return trials
+
+
+# --------------------------------------------------------------------------------------------
+# Pairing: algorithm 1, lines 17 to 23
+# --------------------------------------------------------------------------------------------
+
+
+def agreement(f, what, alphas):
+    """How well cosines above α tell episodes of a common task: precision, recall, F1.  [alphas]"""
+    cosine, same = f @ f.T, what @ what.T > 0
+    upper = np.triu_indices(len(f), 1)
+    cosine, same = cosine[upper], same[upper]
+    pairs = np.array([(cosine > alpha).sum() for alpha in alphas])
+    right = np.array([(same & (cosine > alpha)).sum() for alpha in alphas])
+    precision, recall = right / np.maximum(pairs, 1), right / max(same.sum(), 1)
+    return precision, recall, 2 * right / np.maximum(pairs + same.sum(), 1)
+
+
+def choose_alpha(f, what):
+    """α by the validation tasks' demonstrations."""
+    alphas = np.arange(0.5, 0.995, 0.01)
+    return float(alphas[agreement(f, what, alphas)[2].argmax()])
+
+
+def pair(method, f, what, alpha, rng, block=1024):
+    """Partners of every trial, up to PARTNERS of them at random, -1 where there are no more.
+
+    By the cosine of embeddings f (mili), by the tasks that were achieved (oracle), or at random.
+    And what the pairing is worth: how many pairs, which part of them has a task in common, which
+    part of all that have is found.
+    """
+    E, found, right, alike = len(f), 0, 0, 0
+    partners = np.full((E, min(PARTNERS, E)), -1)
+    for begin in range(0, E, block):
+        rows = slice(begin, begin + block)
+        cosine, same = f[rows] @ f.T, what[rows] @ what.T > 0  # p = f(τ_n)ᵀ f(τ_m)
+        good = {"oracle": same, "random": np.ones_like(same)}.get(method, cosine > alpha)
+        itself = np.arange(len(good)), np.arange(E)[rows]
+        good[itself], same[itself] = False, False
+        found, right, alike = found + good.sum(), right + (good & same).sum(), alike + same.sum()
+        lot = np.where(good, rng.random(good.shape, np.float32), -1)
+        drawn = np.argpartition(-lot, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
+        chosen = np.take_along_axis(lot, drawn, 1)
+        drawn = np.where(chosen >= 0, drawn, -1)
+        partners[rows] = -np.sort(-drawn, 1)
+    return partners, {"pairs": found // 2, "precision": right / max(found, 1),
+                      "recall": right / max(alike, 1)}  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------
+# A run: algorithm 1
+# --------------------------------------------------------------------------------------------
+
+
+def plan(config):
+    """(what, in which round, how many steps): updates, trials, or one pairing."""
+    phases = [("bootstrap", 0, config.updates)]
+    rounds = 0 if config.method in ("meta", "bc") else config.rounds
+    for turn in range(1, rounds + 1):
+        phases.append(("trials", turn, chunks(config) * config.robots))
+        phases += [("pairs", turn, 1), ("improvement", turn, config.retrain)]
+    return phases
+
+
+class Run:
+    """One turn of `round` is an update, a moment of trials, or a pairing."""
+
+    def __init__(self, config):
+        self.config, self.agent = config, Agent(config)
+        self.phases = plan(config)
+        config.steps = sum(length for _, _, length in self.phases)
+        self.steps = self.updates = 0
+        numbers = chosen_tasks(config.tasks)
+        self.episodes = load_demos(config, "train", numbers)
+        self.mark = zlib.crc32(np.concatenate([e["states"][:1] for e in self.episodes]))
+        self.demos = self.trials = self.partners = self.crew = None
+        self.meta = np.zeros(0, np.float32)  # the first policy, once there is one
+        self.facts = dict.fromkeys(FACTS, np.nan)
+        self.losses, self.since, self.judged, self.looks = np.zeros(len(LOSSES)), 0, {}, {}
+        self.folder, self.split = None, "val"
+
+    @property
+    def bytes(self):
+        """Of images of the demonstrations, and of the trials, at most."""
+        frames = sum(len(e["states"]) for e in self.episodes)
+        return frames * 3 * self.config.size**2 + (len(self.phases) > 1) * self.budget
+
+    @property
+    def budget(self):
+        return int(self.config.memory_gb * 1e9)
+
+    def take(self):
+        """Images come into shared memory as they are rendered."""
+
+    def start(self, state=None):
+        config = self.config
+        if state:
+            self.load(state)
+        elif config.start:
+            path = Path(config.start) / "meta.npy"
+            env.check(path.exists(), f"--start {config.start}: no run that has a first policy")
+            self.meta = np.load(path, allow_pickle=False)
+            env.check(len(self.meta) == len(self.agent.weights()), f"{path} is of other networks")
+            self.agent.load_weights(self.meta)
+            self.steps = config.updates
+        self.demos = Library(config, self.episodes, "demonstrations as images")
+        return self
+
+    # -- phases
+
+    def where(self):
+        """The present phase: what, in which round, its length, and how much of it is done."""
+        done = self.steps
+        for phase in self.phases:
+            if done < phase[2]:
+                break
+            done -= phase[2]
+        return *phase, done
+
+    def progress(self):
+        """For a bar: what is done, how much of it, of how much."""
+        what, turn, length, done = self.where()
+        return f"{what} {turn}" if turn else what, min(done, length), length
+
+    def finished(self):
+        return self.steps >= self.config.steps
+
+    def round(self):
+        """A moment of the present phase; something to tell, or None."""
+        what, turn, length, done = self.where()
+        if what == "trials":
+            return self.collect(turn, length, done)
+        if what == "pairs":
+            return self.find_pairs(turn)
+        if turn and self.trials is None:
+            self.recall(turn)
+        if done == 0:
+            self.agent.begin()
+        self.learn(turn, done / length)
+        if self.steps == self.config.updates:
+            self.meta = self.agent.weights()
+            env.write_atomically(self.folder / "meta.npy", lambda file: np.save(file, self.meta))
+        return None
+
+    def learn(self, turn, progress):
+        """One update, from demonstrations and, after trials, from their pairs."""
+        config, rng = self.config, np.random.default_rng((4, self.config.seed, self.steps))
+        n, k = (config.batch, 0) if turn == 0 else (
+            config.batch - round(config.share * config.batch), round(config.share * config.batch)
+        )  # fmt: skip
+        both = [self.demos.take(self.demos.moments(self.draw_demos(n, rng), config.frames, rng))]
+        if k:
+            both.append(
+                self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
+            )
+        batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
+        self.agent.anneal(progress)
+        losses = self.agent.update(batch, len(both[0]["done"]))
+        self.losses += list(losses.values())
+        self.since, self.updates, self.steps = self.since + 1, self.updates + 1, self.steps + 1
+
+    def draw_demos(self, n, rng):
+        """Two demonstrations of each of n tasks.  [n, 2]"""
+        what = self.demos.what
+        tasks = rng.permutation(what.shape[1])[:n]
+        return np.array([rng.permutation(np.flatnonzero(what[:, task]))[:2] for task in tasks])
+
+    def draw_trials(self, n, rng):
+        """n trials that have a partner, and one of its partners.  [n, 2]"""
+        count = (self.partners >= 0).sum(1)
+        first = rng.choice(np.flatnonzero(count), n)
+        return np.stack([first, self.partners[first, rng.integers(count[first])]], 1)
+
+    # -- trials, and pairs of them
+
+    def trials_folder(self, turn):
+        theirs = turn == 1 and self.config.start
+        return Path(self.config.start if theirs else self.folder) / "trials" / str(turn)
+
+    def collect(self, turn, length, done):
+        """Let the actors try."""
+        config, folder = self.config, self.trials_folder(turn)
+        if self.crew is None:
+            for number in range(chunks(config)):
+                path = folder / chunk_name(number)
+                there = path.exists() or turn > 1 or not config.start
+                env.check(there, f"{config.start} has fewer trials than --trials {config.trials}")
+                if path.exists() and load_trials(path) is None:
+                    path.rename(path.with_suffix(".damaged"))
+            scenes = np.array([e["scene"] for e in self.episodes])
+            aids = (turn, scenes, self.agent.embed(self.demos))
+            self.crew = begin_crew(config, Collector, folder, aids, self.agent.weights())
+        before = self.steps - done
+        self.steps = before + min(tend(self.crew), length)
+        tried, useful = self.crew.board.episodes.sum(0)
+        if tried:
+            self.facts["useful"] = useful / tried
+        if self.steps - before == length:
+            self.close()
+        return None
+
+    def read_trials(self, turn):
+        """R: all useful trials of all rounds so far, as many as --memory_gb holds the images of."""
+        config, trials, tried = self.config, [], 0
+        for past in range(1, turn + 1):
+            for number in range(chunks(config)):
+                path = self.trials_folder(past) / chunk_name(number)
+                more = load_trials(path)
+                env.check(more is not None, f"{path} is damaged; delete it to have it made again")
+                trials, tried = trials + more, tried + config.robots
+        env.check(len(trials) > 1, f"of {tried} trials, {len(trials)} did anything useful: train "
+                  "longer before them (--updates) or try more (--trials)")  # fmt: skip
+        ends = np.cumsum([len(t["states"]) for t in trials])
+        kept = int((ends * 3 * config.size**2 <= self.budget).sum())
+        env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials; raise it")
+        return trials[:kept], len(trials), tried
+
+    def find_pairs(self, turn):
+        """Algorithm 1, lines 17 to 23."""
+        config = self.config
+        trials, useful, tried = self.read_trials(turn)
+        self.trials = Library(config, trials, "trials as images")
+        alpha = config.alpha
+        if not alpha:
+            f, library = self.look_at("val")
+            alpha = choose_alpha(f, library.what)
+        rng = np.random.default_rng((6, config.seed, turn))
+        f = self.agent.embed(self.trials)
+        self.partners, worth = pair(config.method, f, self.trials.what, alpha, rng)
+        best = np.sort((f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)])[-1]
+        env.check(worth["pairs"] > 0, f"no two trials are more alike than α = {alpha:.2f}, the "
+                  f"most alike of the first have {best:.2f}: lower --alpha")  # fmt: skip
+        self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
+        path = self.folder / f"pairs{turn}.npz"
+        rows = {"partners": self.partners, "f": f}
+        env.write_atomically(path, lambda file: np.savez_compressed(file, **rows))
+        self.steps += 1
+        return (
+            f"{useful:,} of {tried:,} trials were useful, {len(trials):,} are kept; "
+            f"α = {alpha:.2f} makes {worth['pairs']:,} pairs, {100 * worth['precision']:.0f} % "
+            f"of them of one task, {100 * worth['recall']:.0f} % of all such"
+        )
+
+    def recall(self, turn):
+        """Go on with pairs that were found before."""
+        trials, _, _ = self.read_trials(turn)
+        self.trials = Library(self.config, trials, "trials as images")
+        with np.load(self.folder / f"pairs{turn}.npz", allow_pickle=False) as file:
+            self.partners = file["partners"]
+        same = f"pairs{turn}.npz is not of these trials; begin a new run"
+        env.check(len(self.partners) == len(self.trials), same)
+
+    # -- how good is it?
+
+    def look_at(self, split):
+        """Embeddings of a split's demonstrations, and the demonstrations."""
+        if split not in self.looks:
+            config, count = self.config, len(env.tasks_of(split))
+            episodes = load_demos(config, split, range(count))
+            self.looks[split] = Library(config, episodes, f"{split} demonstrations as images")
+        return self.agent.embed(self.looks[split]), self.looks[split]
+
+    def evaluate(self, episodes, stop=None):
+        """Success on tasks never seen, by family, of the present policy and of the first one."""
+        results, now = {}, self.agent.weights()
+        for name, weights in (("", now), ("meta_", self.meta)):
+            key = (name, 0 if name else self.updates, episodes, self.split)
+            if len(weights) and key not in self.judged:
+                self.agent.load_weights(weights)
+                self.judged[key] = self.success(episodes, stop)
+                self.agent.load_weights(now)
+                if self.judged[key] is None:
+                    del self.judged[key]
+                    return None
+            found = self.judged.get(key, {})
+            results |= {name + k: found.get(k, np.nan) for k in ("success", *env.FAMILIES)}
+        return results | {"val_episodes": episodes * len(env.tasks_of(self.split))}
+
+    def success(self, episodes, stop):
+        """Of so many episodes of each task, one after another demonstration of it."""
+        tasks, config = env.tasks_of(self.split), self.config
+        f, _ = self.look_at(self.split)
+        f, done = f.reshape(len(tasks), config.per_task, -1), []
+        for k in tqdm(range(episodes), "playing", leave=False, disable=episodes < 3):
+            world = env.Kitchen(len(tasks), 1_000_003 + k, "features", config.size, tasks=tasks)
+            trials = attempt(self.agent, world, f[:, k % config.per_task], stop)
+            if trials is None:
+                return None
+            done.append([trial["achieved"][task.slot] for trial, task in zip(trials, tasks)])
+        done = np.array(done)  # [episodes, tasks]
+        family = np.array([task.family for task in tasks])
+        found = {name: done[:, family == name].mean() for name in env.FAMILIES}
+        return {"success": np.mean(list(found.values()))} | found
+
+    def row(self):
+        """Numbers since the last row."""
+        mean = self.losses / self.since if self.since else np.full(len(LOSSES), np.nan)
+        self.losses, self.since = np.zeros(len(LOSSES)), 0
+        row = {"steps": self.steps, "updates": self.updates}
+        return row | dict(zip(LOSSES, mean, strict=True)) | self.facts
+
+    def state(self):
+        return {"learners": [{"agent": self.agent.state()}], "mark": self.mark, "meta": self.meta,
+                "board": {"steps": np.array([self.steps])}, "updates": self.updates,
+                "facts": self.facts, "losses": self.losses, "since": self.since}  # fmt: skip
+
+    def load_policies(self, state):
+        same = self.mark == state["mark"]
+        env.check(same, f"the run was trained on other demonstrations than {self.config.demos} has")
+        self.agent.load(state["learners"][0]["agent"])
+        self.meta = state["meta"]
+
+    def load(self, state):
+        self.load_policies(state)
+        self.steps, self.facts = int(state["board"]["steps"].sum()), state["facts"]
+        self.updates, self.losses, self.since = (state[k] for k in ("updates", "losses", "since"))
+
+    def close(self):
+        if self.crew:
+            self.crew.close()
+            self.crew = None
+
+
+FACTS = ("useful", "alpha", "pairs", "precision", "recall")  # of trials and pairs
+
+
+def completed(config):
+    """The flags, checked."""
+    config = SimpleNamespace(**vars(config))
+    d4pg.check_flags(config, FLAGS, LIMITS)
+    known = config.method in METHODS
+    env.check(known, f"--method is {config.method!r}; it is one of {', '.join(METHODS)}")
+    good = config.share < 1 and config.batch - round(config.share * config.batch) >= 2
+    env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
+    return config
+
+
+def make_missing(config):
+    """Make the demonstrations that are not there: of training and validation tasks."""
+    config = completed(config)
+    wanted = {"train": chosen_tasks(config.tasks), "val": range(len(env.tasks_of("val")))}
+    for split, numbers in wanted.items():
+        if not all(path.exists() for path in demo_paths(config, split, numbers)):
+            folder = env.demo_folder(config.demos, "kitchen", split)
+            env.make_demos(folder, "kitchen", split, config.per_task)
+
+
+def make_run(config):
+    config = completed(config)
+    d4pg.tune(config.threads)
+    return Run(config)
+
+
+TABLE = (  # what, column, the paper
+    ("MILI, all four families", "success", "0.327"),
+    *((f"    {family}", family, "") for family in env.FAMILIES),
+    ("meta-imitation, before its trials", "meta_success", "0.239"),
+    *((f"    {family}", f"meta_{family}", "") for family in env.FAMILIES),
+)
+SHOWN = {"success": "success"} | {family: family for family in env.FAMILIES}

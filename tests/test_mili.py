@@ -1,0 +1,476 @@
+"""MILI: equations 1 to 3 and algorithm 1 word by word; what is kept; bad input."""
+
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import env
+import mili
+import train
+from tests.test_train import assert_same, columns
+
+TASKS, FRAMES = 8, 4
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """Two demonstrations of each of eight training tasks, and of all validation tasks."""
+    root = tmp_path_factory.mktemp("demos")
+    for split, numbers in (("train", mili.chosen_tasks(TASKS)), ("val", range(40))):
+        folder = root / "kitchen" / split
+        paths = [folder / f"{number:03d}_{k}.npz" for number in numbers for k in range(2)]
+        env._demonstrate(("kitchen", split, paths, 7, 50))
+    return root
+
+
+@pytest.fixture
+def config(demos):
+    def make(**changes):
+        tiny = {name: values[0] for name, (_, *values) in mili.FLAGS.items()}
+        assert set(changes) <= set(tiny)
+        return SimpleNamespace(**tiny | {"demos": str(demos)} | changes)
+
+    return make
+
+
+@pytest.fixture
+def begun(config, tmp_path):
+    """A run that has its demonstrations."""
+
+    def make(**changes):
+        run = mili.make_run(config(**changes))
+        run.folder = tmp_path
+        return run.start()
+
+    return make
+
+
+def as_trials(run, more=1):
+    """The run's demonstrations, as chunks of trials that are there already."""
+    every = run.episodes * more
+    for k in range(mili.chunks(run.config)):
+        n = run.config.robots
+        mili.save_trials(run.folder / "trials" / "1" / mili.chunk_name(k), every[k * n : k * n + n])
+
+
+# -- data
+
+
+def test_the_demonstrated_tasks_are_of_all_families_alike():
+    every = env.tasks_of("train")
+    for count in (8, 200, 520):
+        numbers = mili.chosen_tasks(count)
+        assert len(set(numbers)) == count
+        families = [every[k].family for k in numbers]
+        assert {families.count(f) for f in env.FAMILIES} == {count // 4}
+    assert set(mili.chosen_tasks(8)) < set(mili.chosen_tasks(200))
+
+
+def test_images_are_those_of_the_states_whoever_renders_them(begun, config):
+    run = begun()
+    world = env.Kitchen(1, obs="features", size=run.config.size)
+    for k in (0, 9):
+        demo, part = run.episodes[k], slice(run.demos.first[k], run.demos.first[k] + 3)
+        images = world.render(demo["states"][:3], [env.Task(demo["scene"], 0)] * 3)
+        np.testing.assert_array_equal(run.demos.image[part], images)
+    apart = mili.Library(config(actors=2), run.episodes, "")
+    np.testing.assert_array_equal(apart.image, run.demos.image)
+
+
+def test_an_episode_is_seen_from_first_to_last_frame(begun):
+    library, rng = begun().demos, np.random.default_rng(0)
+    episodes = np.arange(len(library)).reshape(-1, 2)
+    for frames, draw in ((2, rng), (5, rng), (60, rng), (5, None)):
+        moments = library.moments(episodes, frames, draw)
+        assert moments.shape == (*episodes.shape, frames)
+        assert (moments[..., 0] == library.first[episodes]).all()
+        assert (moments[..., -1] == library.first[episodes] + library.length[episodes] - 1).all()
+        assert (np.diff(moments) >= 0).all()
+    first, again = (library.moments(episodes, 5) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert (library.moments(episodes, 9, rng) != library.moments(episodes, 9, rng)).any()
+
+
+def test_poses_and_actions_are_the_files(begun, demos):
+    run = begun()
+    number = mili.chosen_tasks(TASKS)[3]
+    demo = env.load_demo(demos / f"kitchen/train/{number:03d}_1.npz", "kitchen",
+                         ("actions", "obs/body"))  # fmt: skip
+    first, length = run.demos.first[7], run.demos.length[7]
+    part = slice(first, first + length)
+    np.testing.assert_allclose(run.demos.pose[part], demo["obs/body"], atol=1e-6)
+    np.testing.assert_array_equal(run.demos.action[part][:-1], demo["actions"])
+    assert run.demos.done[part].tolist() == [0] * (length - 2) + [1, 1]
+
+
+# -- equations 1 to 3
+
+
+def test_the_likelihood_is_that_of_a_mixture_of_gaussians():
+    torch.manual_seed(0)
+    logits, means, σ, x = torch.randn(6, 3), torch.randn(6, 3, 7), torch.rand(3, 7) + 0.1, None
+    x = torch.randn(6, 7)
+    literal = []
+    for b in range(6):
+        weights, chance = logits[b].exp() / logits[b].exp().sum(), 0.0
+        for k in range(3):
+            density = 1.0
+            for j in range(7):
+                z = float((x[b, j] - means[b, k, j]) / σ[k, j])
+                density *= math.exp(-z * z / 2) / (float(σ[k, j]) * math.sqrt(2 * math.pi))
+            chance += float(weights[k]) * density
+        literal.append(-math.log(chance))
+    ours = mili.negative_log_likelihood((logits, means, σ), x)
+    np.testing.assert_allclose(ours, literal, rtol=1e-4)
+
+
+def literal_contrastive(f_m, f_n, beta):
+    """The paper's sum over all j, k, like and unlike tasks' means apart (departure 1)."""
+    like, unlike = [], []
+    for j, one in enumerate(f_m):
+        for k, other in enumerate(f_n):
+            H = sum((a - b) ** 2 for a, b in zip(one.tolist(), other.tolist()))
+            if j == k:
+                like.append(H)
+            else:
+                unlike.append(max(0.0, beta - H))
+    return sum(like) / len(like) + sum(unlike) / len(unlike)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_the_contrastive_loss_is_the_papers(beta):
+    torch.manual_seed(1)
+    f_m, f_n = torch.nn.functional.normalize(torch.randn(2, 5, 4), dim=2)
+    expected = literal_contrastive(f_m, f_n, beta)
+    np.testing.assert_allclose(mili.contrastive(f_m, f_n, beta), expected, rtol=1e-5)
+
+
+def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
+    """Eq. 2 and 3, a demonstration at a time, against one update."""
+    run = begun(method="mili")
+    agent, library, rng = run.agent, run.demos, np.random.default_rng(0)
+    pairs = run.draw_demos(3, rng)
+    batch = library.take(library.moments(pairs, FRAMES, rng))
+    look, embed, policy = agent.nets
+    oil, ends, f = [], [], np.zeros((2, 3), object)
+    with torch.no_grad():
+        for i in range(3):
+            for m in (0, 1):
+                f[m, i] = embed(look(torch.from_numpy(batch["image"][i, m])), FRAMES)[0]
+        for i in range(3):
+            for m, n in ((0, 1), (1, 0)):  # clone d_m, given d_n
+                for t in range(FRAMES):
+                    image, pose, action, done = (
+                        torch.from_numpy(batch[k][i, m, t : t + 1])
+                        for k in ("image", "pose", "action", "done")
+                    )
+                    *mixture, end = policy(look(image), mili.scaled(pose), f[n, i][None])
+                    move = (action - pose) / torch.tensor(mili.REACH)
+                    oil.append(mili.negative_log_likelihood(mixture, move).item())
+                    p = torch.sigmoid(end).item()
+                    ends.append(-math.log(p if done else 1 - p))
+    unlike = literal_contrastive(list(f[0]), list(f[1]), 1.0)
+    metrics = agent.update(batch, 3)
+    np.testing.assert_allclose(
+        [metrics[name] for name in mili.LOSSES], [np.mean(oil), unlike, np.mean(ends)], rtol=1e-3
+    )
+
+
+def test_pairs_are_two_demonstrations_of_a_task_each_task_once(begun):
+    run = begun()
+    for k in range(5):
+        pairs = run.draw_demos(6, np.random.default_rng(k))
+        tasks = run.demos.what[pairs].argmax(2)
+        assert (tasks[:, 0] == tasks[:, 1]).all()
+        assert len(set(tasks[:, 0])) == 6
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+
+
+def test_embeddings_have_length_1_and_know_images_alone(begun):
+    run = begun()
+    f = run.agent.embed(run.demos)
+    np.testing.assert_allclose((f**2).sum(1), 1, rtol=1e-5)
+    run.demos.pose[:], run.demos.action[:] = np.nan, np.nan
+    np.testing.assert_array_equal(run.agent.embed(run.demos), f)
+    run.demos.image[: run.demos.length[0]] = 0
+    assert (run.agent.embed(run.demos)[0] != f[0]).any()
+
+
+def test_behaviour_cloning_looks_at_no_demonstration(begun, config):
+    for method, alike in (("bc", True), ("meta", False)):
+        agent = mili.Agent(config(method=method))
+        task, f = env.tasks_of("val")[0], np.eye(2, 32, dtype=np.float32)
+        episodes = []
+        for one in f:
+            world = env.Kitchen(1, 3, obs="features", size=32, tasks=[task])
+            episodes.append(mili.attempt(agent, world, one[None])[0])
+        first, second = (e["actions"][0] for e in episodes)
+        assert np.array_equal(first, second) == alike
+
+
+# -- trials
+
+
+def test_actions_are_the_likeliest_component_from_where_the_gripper_is(begun):
+    run = begun()
+    means = np.zeros((2, 2, 7), np.float32)
+    means[:, 1, 0], means[:, 0, 1] = 0.5, 9
+    told = [torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.from_numpy(means), None]
+    fake = lambda *_: (*told, torch.tensor([-1.0, 1.0]))
+    nets = [lambda x: x, None, fake]
+    agent = SimpleNamespace(nets=nets, config=run.config)
+    pose = np.random.default_rng(0).random((2, 7), np.float32)
+    action, done = mili.act(agent, np.zeros((2, 8, 8, 3), np.uint8), pose, np.zeros((2, 32), "f4"))
+    np.testing.assert_allclose(action - pose, [[0.03, *[0] * 6]] * 2, atol=1e-6)  # half of 6 cm
+    assert done.tolist() == [False, True]
+
+
+def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
+    """A trial ends where its robot says so, and is judged there."""
+    tasks = [task for task in env.tasks_of("val") if task.family in ("press", "grasp")][:4]
+    world = env.Kitchen(4, 5, obs="features", size=32, tasks=tasks)
+    operator = env.Operator(world, 5)
+
+    def act(agent, images, pose, f):
+        actions = operator.act()
+        ids = f[:, 0].astype(int)
+        assert images.shape == (len(ids), 32, 32, 3)
+        return actions[ids].astype(np.float32), operator.ended[ids]
+
+    monkeypatch.setattr(mili, "act", act)
+    agent = begun().agent
+    trials = mili.attempt(agent, world, np.arange(4.0)[:, None] * np.ones(32))
+    done = [trial["achieved"][task.slot] for trial, task in zip(trials, tasks)]
+    assert sum(done) >= 3
+    for trial in trials:
+        assert len(trial["states"]) == len(trial["actions"]) + 1 < 50
+
+
+def test_a_chunk_of_trials_is_the_same_whoever_makes_it(begun, tmp_path):
+    """With two processes, alone, or after one was lost: the same files."""
+    made = []
+    for actors in (0, 2):
+        run = begun(actors=actors, updates=2)
+        run.folder = tmp_path / str(actors)
+        run.round(), run.round()
+        while run.where()[0] == "trials":
+            run.round()
+        made.append(sorted((run.folder / "trials/1").iterdir()))
+    assert [p.name for p in made[0]] == [p.name for p in made[1]]
+    assert len(made[0]) == 4
+    for one, other in zip(*made):
+        assert one.read_bytes() == other.read_bytes()
+    before, times = made[0][2].read_bytes(), [p.stat().st_mtime_ns for p in made[0]]
+    made[0][2].write_bytes(before[:100])  # damaged
+    run = begun(updates=2)
+    run.folder, run.steps = tmp_path / "0", 2
+    while run.where()[0] == "trials":
+        run.round()
+    assert made[0][2].read_bytes() == before
+    assert [p.stat().st_mtime_ns == t for p, t in zip(made[0], times)] == [True, True, False, True]
+
+
+def test_trials_are_kept_as_they_were(begun, tmp_path):
+    trials = begun().episodes[:3]
+    mili.save_trials(tmp_path / "x.npz", trials)
+    for one, kept in zip(trials, mili.load_trials(tmp_path / "x.npz"), strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], kept[name])
+    mili.save_trials(tmp_path / "x.npz", [])
+    assert mili.load_trials(tmp_path / "x.npz") == []
+
+
+# -- pairs
+
+
+def literal_pairs(f, what, alpha):
+    """Algorithm 1, lines 17 to 23."""
+    pairs, right, same = set(), 0, 0
+    for n in range(len(f)):
+        for m in range(n + 1, len(f)):
+            alike = bool(set(np.flatnonzero(what[n])) & set(np.flatnonzero(what[m])))
+            same += alike
+            p = sum(a * b for a, b in zip(f[n].tolist(), f[m].tolist()))
+            if p > alpha:
+                pairs |= {(n, m), (m, n)}
+                right += alike
+    return pairs, right / max(len(pairs) // 2, 1), right / max(same, 1)
+
+
+@pytest.mark.parametrize("block", [3, 7, 100])
+def test_pairs_are_those_of_algorithm_1(block):
+    rng = np.random.default_rng(0)
+    f = rng.standard_normal((20, 3)).astype(np.float32)
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    what = (rng.random((20, 6)) < 0.3).astype(np.float32)
+    expected, precision, recall = literal_pairs(f, what, 0.7)
+    partners, worth = mili.pair("mili", f, what, 0.7, rng, block)
+    found = {(n, int(m)) for n, row in enumerate(partners) for m in row if m >= 0}
+    assert found == expected
+    assert worth["pairs"] == len(expected) // 2
+    np.testing.assert_allclose([worth["precision"], worth["recall"]], [precision, recall])
+    filled = (partners >= 0).astype(int)
+    assert (np.diff(filled) <= 0).all()  # -1 comes last
+
+
+def test_the_oracle_pairs_what_achieved_the_same_and_chance_pairs_anything():
+    rng = np.random.default_rng(0)
+    what = np.eye(4, dtype=np.float32)[rng.integers(4, size=200)]
+    f = np.ones((200, 1), np.float32)
+    partners, worth = mili.pair("oracle", f, what, 0.5, rng)
+    assert worth["precision"] == worth["recall"] == 1
+    mine, theirs = what.argmax(1)[:, None], what.argmax(1)[partners]
+    assert (mine == theirs)[partners >= 0].all()
+    partners, worth = mili.pair("random", f, what, 0.5, rng)
+    assert (partners >= 0).all()
+    assert (partners != np.arange(200)[:, None]).all()
+    assert worth["pairs"] == 200 * 199 / 2
+    assert abs(worth["precision"] - 0.25) < 0.03
+
+
+def test_alpha_is_what_pairs_the_validation_tasks_best():
+    f = np.array([[1, 0], [0.96, 0.28], [0, 1], [0.28, 0.96]])  # cosines 0.96; 0.54 at most
+    what = np.eye(2)[[0, 0, 1, 1]]
+    alpha = mili.choose_alpha(f, what)
+    assert 0.54 <= alpha < 0.96
+    precision, recall, F1 = mili.agreement(f, what, [0.5, alpha, 0.97])
+    assert recall.tolist() == [1, 1, 0]
+    assert precision[1] == F1[1] == 1
+    assert precision[0] < 1
+
+
+# -- runs
+
+
+def test_a_trial_that_does_another_task_is_paired_with_that_one(begun):
+    """Trained a little, f tells what was done, whatever was asked for: better than chance."""
+    run = begun(updates=150, channels=16, trials=32, batch=6, lr=3e-3)
+    for _ in range(150):
+        run.round()
+    as_trials(run, more=2)  # of each demonstration two, as if each had been asked for another
+    while run.where()[0] != "improvement":
+        told = run.round()
+    assert "pairs" in told
+    partners, what = run.partners, run.trials.what.argmax(1)
+    some = partners[:, 0] >= 0
+    right = (what[partners[some, 0]] == what[some]).mean()
+    chance = np.mean([(what == one).mean() for one in what])
+    assert some.any()
+    assert right > 2 * chance
+    assert run.facts["precision"] > 2 * chance
+    mixed = run.draw_trials(50, np.random.default_rng(0))
+    assert (partners[mixed[:, 0]] == mixed[:, 1:]).any(1).all()
+
+
+def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
+    """All phases, a table and pictures; a stopped run goes on to the same end."""
+    pytest.importorskip("matplotlib")
+    attempt, ends = mili.attempt, []
+    mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}  # all are useful
+    monkeypatch.setattr(mili, "attempt", lambda *args: [mark(trial) for trial in attempt(*args)])
+    flags = ["mili", "--preset", "tiny", "--demos", str(demos), "--eval_every", "1000"]
+    for name, parts in (("whole", [60]), ("parts", [25, 60])):
+        out = tmp_path / name
+        for part in parts:
+            before = mili.Run.finished
+            monkeypatch.setattr(mili.Run, "finished", lambda run, part=part: (
+                run.steps >= min(part, run.config.steps)))  # fmt: skip
+            again = ["mili", "--resume", str(out)]
+            train.main(again if out.exists() else [*flags, "--out", str(out)])
+            monkeypatch.setattr(mili.Run, "finished", before)
+        ends.append(train.load_newest(out))
+    assert_same(ends[0]["learners"], ends[1]["learners"])
+    out = tmp_path / "whole"
+    for name in ("curves.png", "embedding.png", "rollouts.gif", "pairs.gif", "pairs1.npz"):
+        assert (out / name).stat().st_size > 0
+    told = capsys.readouterr().out
+    assert "MILI, all four families" in told
+    train.main(["eval", str(out), "--split", "val"])
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    results = json.loads((out / "results.json").read_text())
+    assert {k: line[k] for k in results} == results
+    assert columns(out) == columns(tmp_path / "parts")
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"method": "mlii"}, "--method is 'mlii'; it is one of mili, meta, bc, oracle, random"),
+        ({"per_task": 1}, "--per_task is 1; expected a number from 2 to 4"),
+        ({"share": 0.9}, "--share 0.9 leaves fewer than two pairs of demonstrations"),
+        ({"tasks": 521}, "--tasks is 521; expected a number from 4 to 520"),
+        ({"per_task": 3}, "no such file; make some with: python train.py demos --world kitchen"),
+        ({"start": "nowhere"}, "--start nowhere: no run that has a first policy"),
+    ],
+)
+def test_what_no_run_could_have_is_refused(begun, flags, words):
+    with pytest.raises(ValueError) as error:
+        begun(**flags)
+    assert words in str(error.value)
+
+
+def test_a_file_that_shows_another_task_is_refused(config, demos, tmp_path):
+    shutil.copytree(demos, tmp_path / "demos")
+    folder = tmp_path / "demos/kitchen/train"
+    first, other = sorted(folder.iterdir())[:3:2]
+    shutil.copy(other, first)
+    with pytest.raises(ValueError, match="shows another task than"):
+        mili.make_run(config(demos=str(tmp_path / "demos")))
+
+
+def test_no_useful_trial_or_no_pair_says_what_to_change(begun):
+    run = begun()
+    run.steps = run.config.updates
+    for k in range(4):
+        mili.save_trials(run.folder / "trials/1" / mili.chunk_name(k), run.episodes[:1] * (k == 0))
+    while run.where()[0] == "trials":
+        run.round()
+    with pytest.raises(ValueError, match=r"of 16 trials, 1 did anything useful: .*--updates"):
+        run.round()
+    as_trials(run)
+    run.config.alpha = 1.0
+    with pytest.raises(ValueError, match=r"no two trials are more alike than α = 1.00.*--alpha"):
+        run.round()
+    run.config.memory_gb = 1e-6
+    with pytest.raises(ValueError, match="--memory_gb 1e-06 holds 0 trials"):
+        run.round()
+    assert len(list((run.folder / "trials/1").iterdir())) == 4  # what was collected stays
+
+
+def test_a_full_disk_stops_the_collecting_and_leaves_what_is_there(begun, monkeypatch):
+    run = begun()
+    run.steps = run.config.updates
+    run.round()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(env, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.round()
+    assert len(list((run.folder / "trials/1").iterdir())) == 1
+
+
+def test_a_run_may_take_over_the_policy_and_trials_of_another(begun, tmp_path):
+    first = begun(updates=3)
+    for _ in range(3):
+        first.round()
+    as_trials(first)
+    second = mili.make_run(SimpleNamespace(**vars(first.config) | {"start": str(first.folder)}))
+    second.folder = tmp_path / "second"
+    second.start()
+    np.testing.assert_array_equal(second.agent.weights(), first.agent.weights())
+    while second.where()[0] == "trials":
+        second.round()
+    assert not (tmp_path / "second/trials").exists()
+    second.config.trials, second.crew, second.steps = 99, None, 3
+    with pytest.raises(ValueError, match="has fewer trials than --trials 99"):
+        second.round()
