@@ -1171,7 +1171,8 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
     Whoever wants actions or rewards has to name them.  Sizes are checked before memory is taken.
     """
     path = Path(path)
-    check(path.is_file(), f"{path}: no such file; make some with: python train.py demos")
+    ours = "" if world == "stack" else " --world kitchen"
+    check(path.is_file(), f"{path}: no such file; make some with: python train.py demos{ours}")
     check(path.stat().st_size < 2e7, f"{path}: larger than 20 MB, this is no demonstration")
     try:
         with open(path, "rb") as file:  # numpy leaves no comment: the directory's record is last

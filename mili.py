@@ -87,6 +87,9 @@ LIMITS = {
 }  # fmt: skip
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
+AHEAD = np.array([5, 15])  # steps: where the gripper will be then is foretold
+SURE = 3.0  # logit at which a robot says that all is done: a chance of 0.95
+MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1], np.float32)  # of a pose, left for right
 PARTNERS = 32  # of a trial that are kept, drawn at random from all
 
 
@@ -112,18 +115,16 @@ def demo_paths(config, split, numbers):
 
 
 def load_demos(config, split, numbers):
-    """Demonstrations of these tasks of a split, each as an episode."""
-    episodes, tasks = [], env.tasks_of(split)
+    """Demonstrations of these tasks of a split, each an episode that ends once its task is done."""
+    episodes, tasks, slots = [], env.tasks_of(split), np.arange(len(env.SLOTS))
     for path in demo_paths(config, split, numbers):
-        demo, task = (
-            env.load_demo(path, "kitchen", ("states", "actions")),
-            tasks[int(path.name[:3])],
-        )
-        here = (demo["scene"], demo["slot"]) == tuple(task)
-        env.check(here, f"{path} shows another task than {path.name[:3]} of {split}")
-        episodes.append({"states": demo["states"], "actions": demo["actions"],
-                         "scene": task.scene, "achieved": np.arange(len(env.SLOTS)) == task.slot,
-                         })  # fmt: skip
+        demo = env.load_demo(path, "kitchen", ("states", "actions", "rewards"))
+        task = tasks[int(path.name[:3])]
+        here = (demo["scene"], demo["slot"]) == tuple(task) and demo["rewards"].any()
+        env.check(here, f"{path} does not show task {path.name[:3]} of {split}")
+        T = int(demo["rewards"].argmax()) + 1
+        rows = {"states": demo["states"][: T + 1], "actions": demo["actions"][:T]}
+        episodes.append(rows | {"scene": task.scene, "achieved": slots == task.slot})
     return episodes
 
 
@@ -158,6 +159,8 @@ class Library:
         before = np.concatenate([np.arange(n)[::-1] for n in length])
         self.done = np.float32(before < 2)
         scene = np.repeat([e["scene"] for e in episodes], length)
+        last, now = np.repeat(self.first + self.length - 1, length), np.arange(len(states))
+        self.ahead = self.pose[np.minimum(now[:, None] + AHEAD, last[:, None]), :3]
         self.image = render(config, states, scene, what)
 
     def __len__(self):
@@ -172,7 +175,8 @@ class Library:
         return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
 
     def take(self, moments):
-        return {n: getattr(self, n)[moments] for n in ("image", "pose", "action", "done")}
+        names = ("image", "pose", "action", "done", "ahead")
+        return {name: getattr(self, name)[moments] for name in names}
 
 
 def poses(states):
@@ -240,6 +244,18 @@ def tend(crew):
     return int(crew.board.steps.sum())
 
 
+def vary(batch, rng):
+    """Mirror each pair of episodes, or exchange its colours, by chance: both episodes alike."""
+    N = len(batch["done"])
+    for i in np.flatnonzero(rng.random(N) < 0.5):
+        batch["image"][i] = batch["image"][i, ..., ::-1, :]
+        batch["pose"][i] *= MIRROR
+        batch["action"][i] *= MIRROR
+        batch["ahead"][i] *= MIRROR[:3]
+    for i in np.flatnonzero(rng.random(N) < 0.5):
+        batch["image"][i] = batch["image"][i][..., rng.permutation(3)]
+
+
 # --------------------------------------------------------------------------------------------
 # Learning: equations 1 to 3
 # --------------------------------------------------------------------------------------------
@@ -269,8 +285,8 @@ class Agent:
         self.config = config
         device, half, channels = config.device, config.half, config.channels
         look = networks.Look(channels, half)
-        f = networks.Embedding(channels, config.frames, half=half)
-        π = networks.Mixture(channels, K=config.components, half=half)
+        f = networks.Embedding(channels, config.frames)
+        π = networks.Mixture(channels, K=config.components)
         self.nets = torch.nn.ModuleList([look, f, π]).to(device, memory_format=torch.channels_last)
         self.begin()
 
@@ -296,32 +312,44 @@ class Agent:
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
         pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
-        *mixture, end = policy(maps, scaled(pose), shown)
-        move = (action - pose) / torch.from_numpy(REACH).to(pose)
+        *mixture, end, ahead = policy(maps, scaled(pose), shown)
+        move = (action - base(pose)) / torch.from_numpy(REACH).to(pose)
         L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         done = batch["done"].flatten()
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
-        loss = L_oil + L_c + L_end  # eq. 3, and departure 4
+        way = (batch["ahead"].flatten(0, 2) - pose[:, None, :3]) / REACH[0]  # [B, 2, 3]
+        L_ahead = torch.nn.functional.smooth_l1_loss(ahead, way.flatten(1))
+        loss = L_oil + L_c + L_end + L_ahead  # eq. 3, and departures 4 and 8
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
         self.adam.step()
-        metrics = torch.stack([L_oil, L_c, L_end]).tolist()
+        metrics = torch.stack([L_oil, L_c, L_end, L_ahead]).tolist()
         if not np.isfinite(metrics).all():
             raise FloatingPointError(f"losses are {metrics}: not finite; lower --lr")
         return dict(zip(LOSSES, metrics, strict=True))
 
     @torch.no_grad()
+    def spread(self, library):
+        """Let f begin with vectors in all directions."""
+        look, f, _ = self.nets
+        episodes = np.linspace(0, len(library) - 1, 64).astype(int)
+        f.spread(look(self.images(library, episodes)), self.config.frames)
+
+    def images(self, library, episodes):
+        """Of moments that are evenly spread.  [E frames, H, W, 3]"""
+        moments = library.moments(episodes, self.config.frames)
+        return torch.from_numpy(library.image[moments.ravel()]).to(self.config.device)
+
+    @torch.no_grad()
     def embed(self, library, chunk=64):
         """f of every episode.  [E, 32]"""
-        look, f, _ = self.nets
-        found, F = [], self.config.frames
+        (look, f, _), found = self.nets, []
         for begin in range(0, len(library), chunk):
             episodes = np.arange(begin, min(begin + chunk, len(library)))
-            images = library.image[library.moments(episodes, F).ravel()]
-            images = torch.from_numpy(images).to(self.config.device)
-            found.append(f(look(images), F).cpu().numpy())
+            maps = look(self.images(library, episodes))
+            found.append(f(maps, self.config.frames).cpu().numpy())
         return np.concatenate(found)
 
     def weights(self):
@@ -344,12 +372,17 @@ class Agent:
         self.adam.load_state_dict({"state": state["adam"], "param_groups": groups})
 
 
-LOSSES = ("oil", "contrastive", "end")
+LOSSES = ("oil", "contrastive", "end", "ahead")
 
 
 def scaled(pose):
     """What the policy is told of its pose."""
     return (pose - torch.from_numpy(HOME).to(pose)) / torch.from_numpy(REACH).to(pose)
+
+
+def base(pose):
+    """What means are told from: where the gripper is and how it is turned; its fingers from 0."""
+    return pose * pose.new_tensor([1, 1, 1, 0, 0, 1, 0])
 
 
 # --------------------------------------------------------------------------------------------
@@ -362,10 +395,10 @@ def act(agent, images, pose, f):
     """The mean of the likeliest component, as an absolute pose; is all done?"""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    logits, means, _, end = policy(look(images), scaled(pose), f)
+    logits, means, _, end, _ = policy(look(images), scaled(pose), f)
     move = means[torch.arange(len(means)), logits.argmax(1)]
-    action = pose + torch.from_numpy(REACH).to(pose) * move
-    return action.cpu().numpy(), (end > 0).cpu().numpy()
+    action = base(pose) + torch.from_numpy(REACH).to(pose) * move
+    return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 
 def attempt(agent, world, f, stop=None, watch=None):
@@ -585,6 +618,8 @@ class Run:
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")
+        if self.steps == 0:
+            self.agent.spread(self.demos)
         return self
 
     # -- phases
@@ -635,6 +670,7 @@ class Run:
                 self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
+        vary(batch, rng)
         self.agent.anneal(progress)
         losses = self.agent.update(batch, len(both[0]["done"]))
         self.losses += list(losses.values())

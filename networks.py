@@ -174,81 +174,79 @@ class Look(nn.Module):
         """[B, H, W, 3] uint8 to [B, channels, H / 4, W / 4]."""
         with autocast(self.half, images.device.type) as kind:
             x = images.permute(0, 3, 1, 2).to(kind)  # channels stay last in memory
-            return self.layers(x.mul_(1 / 255).sub_(0.5))
+            return self.layers(x.mul_(1 / 255).sub_(0.5)).float()
 
 
-class Where(nn.Module):
-    """A convolution and a spatial softmax: where each map is lit, and how strongly."""
+def glimpse(maps, queries):
+    """For each query: where in the maps it is met, and what is there.
 
-    def __init__(self, channels, maps=32, half="no"):
-        super().__init__()
-        self.half, self.conv = half, nn.Conv2d(channels, maps, 1)
-        self.norm, self.outputs = nn.GroupNorm(1, maps), 3 * maps
-        self.sharpness = nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, x, steer=None):
-        """[B, channels, h, w], and FiLM's gain and shift [2, B, maps], to [B, 3 maps]."""
-        with autocast(self.half, x.device.type):
-            maps = self.norm(self.conv(x))
-        maps = maps.float()
-        if steer is not None:
-            gain, shift = steer[..., None, None]
-            maps = (1 + gain) * maps + shift
-        h, w = maps.shape[2:]
-        lit = maps.flatten(2)  # [B, maps, h w]
-        p = (self.sharpness * lit).softmax(2)
-        y, x = (torch.linspace(-1, 1, n, device=p.device) for n in (h, w))
-        places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)  # [h w, 2]
-        return torch.cat([(p @ places).flatten(1), (p * lit).sum(2)], 1)
+    Maps [B, C, h, w], queries [n, C] or [B, n, C]; places in [-1, 1]² and contents: [B, n, 2 + C].
+    """
+    h, w = maps.shape[2:]
+    pixels = maps.flatten(2)  # [B, C, h w]
+    p = (queries @ pixels).softmax(2)  # [B, n, h w]
+    y, x = (torch.linspace(-1, 1, n, device=p.device) for n in (h, w))
+    places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)  # [h w, 2]
+    return torch.cat([p @ places, p @ pixels.transpose(1, 2)], 2)
 
 
 class Embedding(nn.Module):
     """f(d): a demonstration's maps, over time, to a vector of length 1."""
 
-    def __init__(self, channels, frames, size=32, half="no"):
+    def __init__(self, channels, frames, size=32, glimpses=8):
         super().__init__()
-        self.where, kernel = Where(channels, half=half), min(5, frames)
-        self.time = nn.Conv1d(self.where.outputs, 64, kernel)
+        self.queries, kernel = nn.Parameter(torch.randn(glimpses, channels)), min(5, frames)
+        self.time = nn.Conv1d(glimpses * (2 + channels), 64, kernel)
         steps = frames - kernel + 1
         self.rest = nn.Sequential(
             nn.ReLU(), nn.Flatten(), nn.LayerNorm(64 * steps), nn.Linear(64 * steps, 100),
             nn.LayerNorm(100), nn.ReLU(), nn.Linear(100, size),
         )  # fmt: skip
 
+    def vector(self, maps, frames):
+        x = glimpse(maps, self.queries).flatten(1)
+        x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
+        return self.rest(self.time(x))
+
+    @torch.no_grad()
+    def spread(self, maps, frames):
+        """Begin with vectors in all directions: where all are alike, unlike ones do not part."""
+        vectors = self.vector(maps, frames)
+        self.rest[-1].bias -= vectors.mean(0)
+
     def forward(self, maps, frames):
         """[N frames, channels, h, w] to [N, size]."""
-        x = self.where(maps)
-        x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
-        return nn.functional.normalize(self.rest(self.time(x)), dim=1)
+        return nn.functional.normalize(self.vector(maps, frames), dim=1)
 
 
 class Mixture(nn.Module):
     """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
 
-    def __init__(self, channels, pose=7, size=32, hidden=100, K=5, half="no"):
+    def __init__(self, channels, pose=7, size=32, hidden=100, K=5, glimpses=16):
         super().__init__()
-        self.where, self.K, self.pose = Where(channels, half=half), K, pose
-        self.steer = nn.Linear(size, 2 * self.where.conv.out_channels)  # FiLM
-        parts, inputs = [], self.where.outputs + pose + size
-        for _ in range(2):
-            parts += [nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU()]
-            inputs = hidden
-        self.hidden = nn.Sequential(*parts)
-        self.out = nn.Linear(hidden, K + K * pose + 1)
-        self.spread = nn.Parameter(torch.full((K, pose), -0.7))  # σ = 0.4
+        self.channels, self.glimpses, self.K, self.pose = channels, glimpses, K, pose
+        self.query = nn.Linear(size, glimpses * channels)  # what to look for, by what was shown
+        for p in self.query.parameters():
+            nn.init.normal_(p)
+        inputs = glimpses * (2 + channels) + pose + size
+        self.hidden = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
+            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
+        )  # fmt: skip
+        self.out = nn.Linear(hidden, K + K * pose + 1 + 6)
+        self.spread = nn.Parameter(torch.full((K, pose), -1.0))
 
     def forward(self, maps, pose, f):
         """Maps and pose of B moments, each with an embedding [B, size].
 
-        Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B].
+        Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
+        and where the gripper will be, at two times [B, 6].
         """
-        x = torch.cat(
-            [self.where(maps, self.steer(f).unflatten(1, (2, -1)).movedim(1, 0)), pose, f], 1
-        )
-        out = self.out(self.hidden(x))
-        logits, means, end = out.split([self.K, self.K * self.pose, 1], 1)
-        σ = nn.functional.softplus(self.spread) + 0.02
-        return logits, means.unflatten(1, (self.K, self.pose)), σ, end[:, 0]
+        seen = glimpse(maps, self.query(f).unflatten(1, (self.glimpses, self.channels)))
+        out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
+        logits, means, end, ahead = out.split([self.K, self.K * self.pose, 1, 6], 1)
+        σ = nn.functional.softplus(self.spread) + 0.05
+        return logits, means.unflatten(1, (self.K, self.pose)), σ, end[:, 0], ahead
 
 
 @contextlib.contextmanager
