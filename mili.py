@@ -16,7 +16,7 @@ Departures from the paper, and what it leaves open:
  2. Both demonstrations of a pair are cloned, each under the embedding of the other: twice as much
     learned from images that have been looked at anyway.
  3. The mixture's means are told from where the gripper is, in units of what it moves in a step;
-    actions are absolute poses, as in the paper.
+    its fingers and its upright bearing from 0.  Actions are absolute poses, as in the paper.
  4. The policy also learns when it is done (the last two frames of a demonstration), as its
     authors' published code can: a trial ends there, or after 50 steps.
  5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
@@ -24,6 +24,12 @@ Departures from the paper, and what it leaves open:
     then one of its partners.  The contrastive loss goes on, on the demonstrations, so that a next
     round has an embedding to pair with (algorithm 1, line 24, has eq. 2 alone).
  7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
+ 8. The network also foretells where the gripper will be 5 and 15 steps later, as BC-Z's does
+    (https://arxiv.org/abs/2202.02005): most moves tell only roughly where they lead.
+ 9. Half of the pairs are mirrored, left for right, in half colours are exchanged, in both episodes
+    alike: two hundred tasks are few to learn to compare with, and easily known by heart.
+10. A demonstration is cloned until its task is done.  What follows looks like what came before:
+    robots stood still above a button that they had not pressed yet.
 """
 
 import math
@@ -292,7 +298,8 @@ class Agent:
 
     def begin(self):
         """A new training."""
-        self.adam = torch.optim.Adam(self.nets.parameters(), lr=self.config.lr)
+        learned = [p for p in self.nets.parameters() if p.requires_grad]
+        self.adam = torch.optim.Adam(learned, lr=self.config.lr)
 
     def anneal(self, progress):
         """Smaller steps of Adam as a training goes on, from 0 to 1."""
@@ -304,7 +311,7 @@ class Agent:
 
         The first n pairs are demonstrations, each pair of another task.
         """
-        config, (look, embed, policy) = self.config, self.nets
+        config, (look, embed, policy) = self.config, self.nets.train()
         batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
         maps = look(batch["image"].flatten(0, 2))
@@ -331,25 +338,14 @@ class Agent:
         return dict(zip(LOSSES, metrics, strict=True))
 
     @torch.no_grad()
-    def spread(self, library):
-        """Let f begin with vectors in all directions."""
-        look, f, _ = self.nets
-        episodes = np.linspace(0, len(library) - 1, 64).astype(int)
-        f.spread(look(self.images(library, episodes)), self.config.frames)
-
-    def images(self, library, episodes):
-        """Of moments that are evenly spread.  [E frames, H, W, 3]"""
-        moments = library.moments(episodes, self.config.frames)
-        return torch.from_numpy(library.image[moments.ravel()]).to(self.config.device)
-
-    @torch.no_grad()
     def embed(self, library, chunk=64):
         """f of every episode.  [E, 32]"""
-        (look, f, _), found = self.nets, []
+        (look, f, _), found, F = self.nets.eval(), [], self.config.frames
         for begin in range(0, len(library), chunk):
             episodes = np.arange(begin, min(begin + chunk, len(library)))
-            maps = look(self.images(library, episodes))
-            found.append(f(maps, self.config.frames).cpu().numpy())
+            images = library.image[library.moments(episodes, F).ravel()]
+            images = torch.from_numpy(images).to(self.config.device)
+            found.append(f(look(images), F).cpu().numpy())
         return np.concatenate(found)
 
     def weights(self):
@@ -618,8 +614,6 @@ class Run:
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")
-        if self.steps == 0:
-            self.agent.spread(self.demos)
         return self
 
     # -- phases

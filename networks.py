@@ -16,9 +16,9 @@ Departures from the papers, and what they leave open:
  4. On features there are no images to look at: two layers of 256, and no encoder.
  5. MILI's paper names its layers but not their sizes; these are of the network its authors
     published (tensor2robot: five convolutions of 32 channels, a spatial softmax, temporal
-    convolutions, two layers of 100, a mixture).  Here the embedding also steers the policy's last
-    convolution (FiLM, https://arxiv.org/abs/1709.07871): what to look for depends on the task.
-    A map tells how strongly it is lit beside where, and the policy when it is done.
+    convolutions, two layers of 100, a mixture).  Here the policy's spatial softmaxes look for what
+    the demonstration's embedding asks for, and tell beside where it is what is there; and the
+    embedding is told from the mean of its batch before it is brought to length 1.
 """
 
 import contextlib
@@ -196,6 +196,7 @@ class Embedding(nn.Module):
     def __init__(self, channels, frames, size=32, glimpses=8):
         super().__init__()
         self.queries, kernel = nn.Parameter(torch.randn(glimpses, channels)), min(5, frames)
+        self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.time = nn.Conv1d(glimpses * (2 + channels), 64, kernel)
         steps = frames - kernel + 1
         self.rest = nn.Sequential(
@@ -208,15 +209,17 @@ class Embedding(nn.Module):
         x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
         return self.rest(self.time(x))
 
-    @torch.no_grad()
-    def spread(self, maps, frames):
-        """Begin with vectors in all directions: where all are alike, unlike ones do not part."""
-        vectors = self.vector(maps, frames)
-        self.rest[-1].bias -= vectors.mean(0)
-
     def forward(self, maps, frames):
-        """[N frames, channels, h, w] to [N, size]."""
-        return nn.functional.normalize(self.vector(maps, frames), dim=1)
+        """[N frames, channels, h, w] to [N, size].
+
+        Vectors are told from their batch's mean, later from its running mean: where all are alike,
+        the contrastive loss has no slope, and cannot part them.
+        """
+        vector, mean = self.vector(maps, frames), self.mean
+        if self.training:
+            mean = vector.mean(0)
+            self.mean.lerp_(mean.detach(), 0.05)
+        return nn.functional.normalize(vector - mean, dim=1)
 
 
 class Mixture(nn.Module):
@@ -290,4 +293,8 @@ if __name__ == "__main__":
         encoder = Encoder(name, images=2, size=128)
         policy = Policy(encoder.width, 9)
         print(f"{name}: {count(encoder, policy):,} parameters in encoder and policy")
+    look, f, π = Look(), Embedding(32, 40), Mixture(32)
+    print(
+        f"MILI: {count(look):,} in the convolutions, {count(f):,} in f, {count(π):,} in the policy"
+    )
     print(f"features: {count(Policy(60, 9)):,} in the policy, {count(Critic(60, 9)):,} the critic")
