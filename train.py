@@ -154,9 +154,9 @@ def work(run, folder, config, resume, tensorboard, stop):
     try:
         state = load_newest(folder) if resume else None
         if state and int(state["board"]["steps"].sum()) >= run.config.steps:
-            more = "--rounds" if config.algorithm == "mili" else f"--steps {config.steps}"
-            advice = f"raise it to go on, or: python train.py eval {folder}"
-            raise ValueError(f"{more} is done; {advice}")
+            flag = "rounds" if config.algorithm == "mili" else "steps"
+            advice = f"raise --{flag} to go on, or: python train.py eval {folder}"
+            raise ValueError(f"--{flag} {getattr(config, flag)} are taken; {advice}")
         text = json.dumps(vars(config), indent=1)
         env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
         log = Log(folder, tensorboard, state)

@@ -14,6 +14,7 @@ import torch
 import d4pg
 import env
 import metamimic
+import mili
 import train
 
 
@@ -69,7 +70,7 @@ def test_what_a_world_refuses_is_one_line():
 
 @pytest.mark.parametrize(
     ("command", "count"), [("look", 8), ("demos", 8), ("d4pg", len(d4pg.FLAGS) + 6),
-     ("metamimic", len(metamimic.FLAGS) + 6), ("eval", 3)],
+     ("metamimic", len(metamimic.FLAGS) + 6), ("mili", len(mili.FLAGS) + 6), ("eval", 4)],
 )  # fmt: skip
 def test_every_flag_is_explained(command, count, capsys):
     with pytest.raises(SystemExit):
