@@ -327,7 +327,7 @@ class Agent:
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
         way = (batch["ahead"].flatten(0, 2) - pose[:, None, :3]) / REACH[0]  # [B, 2, 3]
         L_ahead = torch.nn.functional.smooth_l1_loss(ahead, way.flatten(1))
-        loss = L_oil + L_c + L_end + L_ahead  # eq. 3, and departures 4 and 8
+        loss = L_oil + L_c + L_end + 20 * L_ahead  # eq. 3, and departures 4 and 8
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
