@@ -586,7 +586,8 @@ class Run:
             self.inline = self.crew.inline()
             if state:
                 self.inline.load(state["actor"])
-            self.crew.lives[0] += not self.inline.state()  # is its world anew, each time?
+            if not self.inline.state():  # a world that cannot be saved begins anew
+                self.crew.lives[0] += 1
         else:
             for k in range(self.config.actors):
                 self.crew.start(k)
