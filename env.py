@@ -157,6 +157,11 @@ class Camera:
             mask[top:bottom, left:right] = True
         return np.flatnonzero(mask)
 
+    def project(self, points):
+        """Where in the image: right and down, from -1 to 1.  [..., 2] float32"""
+        x, y, z = np.moveaxis((points - self.eye) @ self.axes, -1, 0)
+        return np.float32(np.stack([x, -y], -1) / -z[..., None] / self.half)
+
     def image(self, data):
         """The picture of `data`, whose kinematics are up to date.  [size, size, 3] uint8"""
         pixel = self._covered(data)

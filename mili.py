@@ -18,16 +18,16 @@ Departures from the paper, and what it leaves open:
  3. The mixture's means are told from where the gripper is, in units of what it moves in a step;
     its fingers and its upright bearing from 0.  Actions are absolute poses, as in the paper.
  4. The policy also learns when it is done (the last two frames of a demonstration), as its
-    authors' published code can: a trial ends there, or after 50 steps.
+    authors' published code can: a trial ends two steps after it says so, or after 50 steps.
  5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
  6. A batch after trials is half of demonstrations, half of pairs of trials: a trial at random,
     then one of its partners.  The contrastive loss goes on, on the demonstrations, so that a next
     round has an embedding to pair with (algorithm 1, line 24, has eq. 2 alone).
  7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
- 8. The network also foretells where the gripper will be 5 and 15 steps later, as BC-Z's does
-    (https://arxiv.org/abs/2202.02005): most moves tell only roughly where they lead.
- 9. Half of the pairs are mirrored, left for right, in half colours are exchanged, in both episodes
-    alike: two hundred tasks are few to learn to compare with, and easily known by heart.
+ 8. Four of the policy's glimpses learn to look where the gripper will be 5, 10, 20 and 50 steps
+    later, or at the end: most moves tell only roughly where they lead.
+ 9. Half of the batches are mirrored, left for right, and in three of four all colours are turned:
+    two hundred tasks are few to learn to compare with, and easily known by heart.
 10. A demonstration is cloned until its task is done.  What follows looks like what came before:
     robots stood still above a button that they had not pressed yet.
 """
@@ -93,8 +93,9 @@ LIMITS = {
 }  # fmt: skip
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
-AHEAD = np.array([5, 15])  # steps: where the gripper will be then is foretold
-SURE = 3.0  # logit at which a robot says that all is done: a chance of 0.95
+AHEAD = np.array([5, 10, 20, 50])  # steps: where the gripper will be then is looked for
+LAST = 2  # so many frames of an episode are where all is done
+SURE = 3.0  # logit at which a robot says so: a chance of 0.95
 MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1], np.float32)  # of a pose, left for right
 PARTNERS = 32  # of a trial that are kept, drawn at random from all
 
@@ -150,8 +151,8 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose and action [M, 7], done [M]; first and length of each episode.
-    An episode's last frame has its last action again.
+    image [M, H, W, 3], pose and action [M, 7], done [M], ahead [M, 4, 2] in the image; first and
+    length of each episode.  An episode's last frame has its last action again.
     """
 
     def __init__(self, config, episodes, what):
@@ -163,10 +164,12 @@ class Library:
         actions = [np.concatenate([e["actions"], e["actions"][-1:]]) for e in episodes]
         self.action = np.float32(np.concatenate(actions))
         before = np.concatenate([np.arange(n)[::-1] for n in length])
-        self.done = np.float32(before < 2)
+        self.done = np.float32(before < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
         last, now = np.repeat(self.first + self.length - 1, length), np.arange(len(states))
-        self.ahead = self.pose[np.minimum(now[:, None] + AHEAD, last[:, None]), :3]
+        then = np.minimum(now[:, None] + AHEAD, last[:, None])
+        camera = env.scene_camera(0, config.size, False)
+        self.ahead = camera.project(self.pose[then, :3])
         self.image = render(config, states, scene, what)
 
     def __len__(self):
@@ -251,15 +254,23 @@ def tend(crew):
 
 
 def vary(batch, rng):
-    """Mirror each pair of episodes, or exchange its colours, by chance: both episodes alike."""
-    N = len(batch["done"])
-    for i in np.flatnonzero(rng.random(N) < 0.5):
-        batch["image"][i] = batch["image"][i, ..., ::-1, :]
-        batch["pose"][i] *= MIRROR
-        batch["action"][i] *= MIRROR
-        batch["ahead"][i] *= MIRROR[:3]
-    for i in np.flatnonzero(rng.random(N) < 0.5):
-        batch["image"][i] = batch["image"][i][..., rng.permutation(3)]
+    """Mirror a batch, left for right, or turn its colours, by chance, all of it alike.
+
+    Were each pair turned by itself, its colours would tell which two episodes belong together.
+    """
+    if rng.random() < 0.5:
+        batch["image"] = np.ascontiguousarray(batch["image"][..., ::-1, :])
+        for name, mirror in (("pose", MIRROR), ("action", MIRROR), ("ahead", MIRROR[:2])):
+            batch[name] = batch[name] * mirror
+    if rng.random() < 0.75:
+        turned = batch["image"] @ hues(rng.uniform(0, 2 * np.pi))
+        batch["image"] = np.rint(turned).clip(0, 255).astype(np.uint8)
+
+
+def hues(angle):
+    """A turn of all colours about grey.  [3, 3]"""
+    grey, axis = np.full((3, 3), 1 / 3), np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]) / 3**0.5
+    return np.float32(grey + math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * axis)
 
 
 # --------------------------------------------------------------------------------------------
@@ -314,20 +325,19 @@ class Agent:
         config, (look, embed, policy) = self.config, self.nets.train()
         batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
-        maps = look(batch["image"].flatten(0, 2))
-        f = embed(maps, F).unflatten(0, (N, 2))
+        coarse, maps = look(batch["image"].flatten(0, 2))
+        f = embed(coarse, F).unflatten(0, (N, 2))
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
         pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
-        *mixture, end, ahead = policy(maps, scaled(pose), shown)
+        *mixture, end, heat = policy(maps, scaled(pose), shown)
         move = (action - base(pose)) / torch.from_numpy(REACH).to(pose)
         L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         done = batch["done"].flatten()
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
-        way = (batch["ahead"].flatten(0, 2) - pose[:, None, :3]) / REACH[0]  # [B, 2, 3]
-        L_ahead = torch.nn.functional.smooth_l1_loss(ahead, way.flatten(1))
-        loss = L_oil + L_c + L_end + 20 * L_ahead  # eq. 3, and departures 4 and 8
+        L_ahead = networks.surprise(heat[:, : len(AHEAD)], batch["ahead"].flatten(0, 2)).mean()
+        loss = L_oil + L_c + L_end + L_ahead  # eq. 3, and departures 4 and 8
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
@@ -345,7 +355,7 @@ class Agent:
             episodes = np.arange(begin, min(begin + chunk, len(library)))
             images = library.image[library.moments(episodes, F).ravel()]
             images = torch.from_numpy(images).to(self.config.device)
-            found.append(f(look(images), F).cpu().numpy())
+            found.append(f(look(images)[0], F).cpu().numpy())
         return np.concatenate(found)
 
     def weights(self):
@@ -391,7 +401,7 @@ def act(agent, images, pose, f):
     """The mean of the likeliest component, as an absolute pose; is all done?"""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    logits, means, _, end, _ = policy(look(images), scaled(pose), f)
+    logits, means, _, end, _ = policy(look(images)[1], scaled(pose), f)
     move = means[torch.arange(len(means)), logits.argmax(1)]
     action = base(pose) + torch.from_numpy(REACH).to(pose) * move
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
@@ -405,6 +415,7 @@ def attempt(agent, world, f, stop=None, watch=None):
     if agent.config.method == "bc":
         f = np.zeros_like(f)
     going, length = np.ones(world.n, bool), np.full(world.n, world.horizon)
+    left = np.full(world.n, LAST)  # steps that it takes once it says so
     achieved = np.zeros((world.n, len(env.SLOTS)), bool)
     states, actions = [world.get_state()], []
     for t in range(world.horizon):
@@ -417,9 +428,10 @@ def attempt(agent, world, f, stop=None, watch=None):
         action = pose.copy()  # who is done stays where it is
         action[ids], done = act(agent, world.pixels(ids), pose[ids], f[ids])
         d4pg.check_finite(action, action)
-        if t > 1:
-            ended = ids[done]
-            achieved[ended], length[ended], going[ended] = world.achieved(ended), t, False
+        ended = ids[left[ids] == 0]
+        achieved[ended], length[ended], going[ended] = world.achieved(ended), t, False
+        action[ended] = pose[ended]
+        left[ids] -= done | (left[ids] < LAST)
         if not going.any():
             break
         action = np.clip(action, world.low, world.high).astype(np.float32)

@@ -16,9 +16,10 @@ Departures from the papers, and what they leave open:
  4. On features there are no images to look at: two layers of 256, and no encoder.
  5. MILI's paper names its layers but not their sizes; these are of the network its authors
     published (tensor2robot: five convolutions of 32 channels, a spatial softmax, temporal
-    convolutions, two layers of 100, a mixture).  Here the policy's spatial softmaxes look for what
-    the demonstration's embedding asks for, and tell beside where it is what is there; and the
-    embedding is told from the mean of its batch before it is brought to length 1.
+    convolutions, two layers, a mixture).  Here the policy's spatial softmaxes look for what the
+    demonstration's embedding asks for, in maps as fine as half of the image, and tell beside where
+    it is what is there; and the embedding is told from the mean of its batch before it is
+    brought to length 1.
 """
 
 import contextlib
@@ -158,36 +159,61 @@ class Critic(nn.Module):
         return self.mlp(torch.cat((x, a), 1))  # [B, atoms]
 
 
+def layer(inputs, outputs, stride=1):
+    """A convolution of MILI's, normalised over the whole image."""
+    conv = nn.Conv2d(inputs, outputs, 3, stride, 1)
+    return nn.Sequential(conv, nn.GroupNorm(1, outputs), nn.ReLU(inplace=True))
+
+
 class Look(nn.Module):
-    """MILI's convolutions, shared by policy and embedding: images to maps."""
+    """MILI's convolutions, shared by embedding and policy: images to maps, coarse and fine.
+
+    Coarse maps tell what is there, which is all that f needs; fine ones also where exactly.
+    """
 
     def __init__(self, channels=32, half="no"):
         super().__init__()
-        self.half, parts, inputs = half, [], 3
-        for stride in (2, 2, 1, 1):
-            parts += [nn.Conv2d(inputs, channels, 3, stride, 1), nn.GroupNorm(1, channels)]
-            parts.append(nn.ReLU(inplace=True))
-            inputs = channels
-        self.layers = nn.Sequential(*parts)
+        self.half, self.first = half, layer(3, channels, 2)
+        self.rest = nn.Sequential(*(layer(channels, channels, stride) for stride in (2, 1, 1)))
+        self.what, self.where = (nn.Conv2d(channels, channels, 1) for _ in range(2))
+        self.both = nn.Sequential(nn.GroupNorm(1, channels), nn.ReLU(inplace=True))
 
     def forward(self, images):
-        """[B, H, W, 3] uint8 to [B, channels, H / 4, W / 4]."""
+        """[B, H, W, 3] uint8 to [B, channels, H / 4, W / 4] and [B, channels, H / 2, W / 2]."""
         with autocast(self.half, images.device.type) as kind:
             x = images.permute(0, 3, 1, 2).to(kind)  # channels stay last in memory
-            return self.layers(x.mul_(1 / 255).sub_(0.5)).float()
+            fine = self.first(x.mul_(1 / 255).sub_(0.5))
+            coarse = self.rest(fine)
+            what = nn.functional.interpolate(self.what(coarse), fine.shape[2:])
+            return coarse.float(), self.both(self.where(fine) + what).float()
 
 
 def glimpse(maps, queries):
     """For each query: where in the maps it is met, and what is there.
 
-    Maps [B, C, h, w], queries [n, C] or [B, n, C]; places in [-1, 1]² and contents: [B, n, 2 + C].
+    Maps [B, C, h, w], queries [n, C] or [B, n, C].  Places in [-1, 1]² and contents, [B, n, 2 + C],
+    and the heat that they are means by, as logits [B, n, h, w].
     """
     h, w = maps.shape[2:]
-    pixels = maps.flatten(2)  # [B, C, h w]
-    p = (queries @ pixels).softmax(2)  # [B, n, h w]
-    y, x = (torch.linspace(-1, 1, n, device=p.device) for n in (h, w))
+    pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, C], as they lie in memory
+    heat = (pixels @ queries.mT).mT  # [B, n, h w]
+    y, x = (torch.linspace(-1, 1, n, device=heat.device) for n in (h, w))
     places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)  # [h w, 2]
-    return torch.cat([p @ places, p @ pixels.transpose(1, 2)], 2)
+    p = heat.softmax(2)
+    return torch.cat([p @ places, p @ pixels], 2), heat.unflatten(2, (h, w))
+
+
+def surprise(heat, places):
+    """-log p of places [B, n, 2], by heat maps [B, n, h, w]: of the four cells around each."""
+    log_p, (h, w) = heat.flatten(2).log_softmax(2), heat.shape[2:]
+    x, y = ((places[..., i].clamp(-1, 1) + 1) / 2 * (n - 1) for i, n in ((0, w), (1, h)))
+    left, top = x.floor().clamp(max=w - 2), y.floor().clamp(max=h - 2)
+    total = 0
+    for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        share = (1 - (x - left - right).abs()) * (1 - (y - top - down).abs())
+        cell = ((top + down) * w + left + right).long()  # [B, n]
+        total = total - share * log_p.gather(2, cell[..., None])[..., 0]
+    return total
 
 
 class Embedding(nn.Module):
@@ -205,7 +231,7 @@ class Embedding(nn.Module):
         )  # fmt: skip
 
     def vector(self, maps, frames):
-        x = glimpse(maps, self.queries).flatten(1)
+        x = glimpse(maps, self.queries)[0].flatten(1)
         x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
         return self.rest(self.time(x))
 
@@ -225,7 +251,7 @@ class Embedding(nn.Module):
 class Mixture(nn.Module):
     """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
 
-    def __init__(self, channels, pose=7, size=32, hidden=100, K=5, glimpses=16):
+    def __init__(self, channels, pose=7, size=32, hidden=256, K=5, glimpses=8):
         super().__init__()
         self.channels, self.glimpses, self.K, self.pose = channels, glimpses, K, pose
         self.query = nn.Linear(size, glimpses * channels)  # what to look for, by what was shown
@@ -236,20 +262,21 @@ class Mixture(nn.Module):
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(hidden, K + K * pose + 1 + 6)
+        self.out = nn.Linear(hidden, K + K * pose + 1)
         self.spread = nn.Parameter(torch.full((K, pose), -1.0))
 
     def forward(self, maps, pose, f):
         """Maps and pose of B moments, each with an embedding [B, size].
 
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
-        and where the gripper will be, at two times [B, 6].
+        and the heat maps it looks by [B, glimpses, h, w].
         """
-        seen = glimpse(maps, self.query(f).unflatten(1, (self.glimpses, self.channels)))
+        queries = self.query(f).unflatten(1, (self.glimpses, self.channels))
+        seen, heat = glimpse(maps, queries)
         out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
-        logits, means, end, ahead = out.split([self.K, self.K * self.pose, 1, 6], 1)
+        logits, means, end = out.split([self.K, self.K * self.pose, 1], 1)
         σ = nn.functional.softplus(self.spread) + 0.05
-        return logits, means.unflatten(1, (self.K, self.pose)), σ, end[:, 0], ahead
+        return logits, means.unflatten(1, (self.K, self.pose)), σ, end[:, 0], heat
 
 
 @contextlib.contextmanager

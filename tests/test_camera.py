@@ -79,6 +79,16 @@ def test_sizes(size):
     assert world.observe().std() > 10
 
 
+def test_a_point_is_projected_to_where_the_camera_shows_it():
+    """What lies on a pixel's ray, however far away, is projected to the pixel's middle."""
+    size = 48
+    for camera in (env.Stack(1, size=size).camera, env.scene_camera(3, size, False)):
+        y, x = np.divmod(np.arange(size**2), size)
+        far = np.random.default_rng(0).uniform(0.1, 2, (size**2, 1))
+        found = (camera.project(camera.eye + far * camera.rays) + 1) * size / 2
+        np.testing.assert_allclose(found, np.stack([x, y], 1) + 0.5, atol=1e-4)
+
+
 def test_the_kitchens_camera_shows_objects_in_their_colours():
     world = env.Kitchen(1, tasks=env.tasks_of("train")[:1], size=100)
     model = env.scene_model(0)
