@@ -24,8 +24,8 @@ Departures from the paper, and what it leaves open:
     then one of its partners.  The contrastive loss goes on, on the demonstrations, so that a next
     round has an embedding to pair with (algorithm 1, line 24, has eq. 2 alone).
  7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
- 8. Four of the policy's glimpses learn to look where the gripper will be 5, 10, 20 and 50 steps
-    later, or at the end: most moves tell only roughly where they lead.
+ 8. Three of the policy's glimpses learn to look where the gripper will be soon, where it next comes
+    down, and where it ends: most moves tell only roughly where they lead.
  9. Half of the batches are mirrored, left for right, and in three of four all colours are turned:
     two hundred tasks are few to learn to compare with, and easily known by heart.
 10. A demonstration is cloned until its task is done.  What follows looks like what came before:
@@ -93,7 +93,7 @@ LIMITS = {
 }  # fmt: skip
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
-AHEAD = np.array([5, 10, 20, 50])  # steps: where the gripper will be then is looked for
+SOON = 5  # steps: where the gripper will be then is looked for
 LAST = 2  # so many frames of an episode are where all is done
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
 MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1], np.float32)  # of a pose, left for right
@@ -151,7 +151,7 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose and action [M, 7], done [M], ahead [M, 4, 2] in the image; first and
+    image [M, H, W, 3], pose and action [M, 7], done [M], ahead [M, 3, 2] in the image; first and
     length of each episode.  An episode's last frame has its last action again.
     """
 
@@ -166,10 +166,9 @@ class Library:
         before = np.concatenate([np.arange(n)[::-1] for n in length])
         self.done = np.float32(before < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
-        last, now = np.repeat(self.first + self.length - 1, length), np.arange(len(states))
-        then = np.minimum(now[:, None] + AHEAD, last[:, None])
+        then = [e + ahead(self.pose[e : e + n, 2]) for e, n in zip(self.first, length, strict=True)]
         camera = env.scene_camera(0, config.size, False)
-        self.ahead = camera.project(self.pose[then, :3])
+        self.ahead = camera.project(self.pose[np.concatenate(then), :3])
         self.image = render(config, states, scene, what)
 
     def __len__(self):
@@ -186,6 +185,33 @@ class Library:
     def take(self, moments):
         names = ("image", "pose", "action", "done", "ahead")
         return {name: getattr(self, name)[moments] for name in names}
+
+
+def ahead(z):
+    """Of an episode's frames: those soon after, where it has next come down, and at its end.
+
+    z [T], its height in m; frames [T, 3].
+    """
+    now, end = np.arange(len(z)), len(z) - 1
+    down = np.array([*landings(z), end])
+    following = np.minimum(np.searchsorted(down, now, side="right"), len(down) - 1)
+    return np.stack([np.minimum(now + SOON, end), down[following], np.full_like(now, end)], 1)
+
+
+def landings(z, much=0.03, near=0.01):
+    """When a gripper comes down: first near each low that it fell to by much, or rises from so."""
+    found, begin, extreme, falling = [], 0, 0, False
+    for t in range(len(z)):
+        up = z[t] - z[extreme] if falling else z[extreme] - z[t]
+        if up <= 0:
+            extreme = t  # lower than before, or higher
+        elif up > much:
+            if falling:
+                found.append((begin, extreme))
+            begin, extreme, falling = extreme, t, not falling
+    if falling:
+        found.append((begin, extreme))
+    return [a + int(np.argmax(z[a : low + 1] <= z[low] + near)) for a, low in found]
 
 
 def poses(states):
@@ -336,7 +362,7 @@ class Agent:
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         done = batch["done"].flatten()
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
-        L_ahead = networks.surprise(heat[:, : len(AHEAD)], batch["ahead"].flatten(0, 2)).mean()
+        L_ahead = networks.surprise(heat[:, :3], batch["ahead"].flatten(0, 2)).mean()
         loss = L_oil + L_c + L_end + L_ahead  # eq. 3, and departures 4 and 8
         self.adam.zero_grad()
         loss.backward()

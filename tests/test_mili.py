@@ -305,14 +305,25 @@ def test_a_third_of_a_turn_exchanges_colours():
     np.testing.assert_allclose(mili.hues(0.3) @ mili.hues(-0.3), np.eye(3), atol=1e-6)
 
 
+def test_a_gripper_lands_where_it_comes_down_before_it_rises():
+    """In cm: hovering is no landing, sliding along is one, rising first is none."""
+    land = lambda *z: mili.landings(np.array(z) / 100)
+    assert land(20, 18, 12, 13, 12, 7, 2) == [6]  # down to a button
+    assert land(20, 13, 6.5, 6, 6, 10, 15) == [2]  # and up with an object
+    assert land(15, 10, 2, 1.5, 1.5, 1.5) == [2]  # along the table
+    assert land(16, 20, 22, 8, 8, 19, 21, 10, 10.5) == [3, 7]  # from here to there
+    assert land(20, 19, 18) == land(18, 25, 30) == land(5) == []
+
+
 def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
     library, camera = begun().demos, env.scene_camera(0, 64, False)
-    for e in (0, 7):
-        first, length = library.first[e], library.length[e]
-        for t in (0, 3, length - 1):
-            for k, steps in enumerate(mili.AHEAD):
-                then = library.pose[first + min(t + steps, length - 1), :3]
-                np.testing.assert_array_equal(library.ahead[first + t, k], camera.project(then))
+    for first, length in zip(library.first, library.length, strict=True):
+        z = library.pose[first : first + length, 2]
+        for t in range(length):
+            later = [k for k in mili.landings(z) if k > t]
+            then = [min(t + 5, length - 1), min([*later, length - 1]), length - 1]
+            expected = camera.project(library.pose[[first + k for k in then], :3])
+            np.testing.assert_array_equal(library.ahead[first + t], expected)
 
 
 # -- trials
