@@ -12,11 +12,6 @@ evaluation with flags, commit, hardware and minutes (.json).
 """
 
 import argparse
-import csv
-import json
-import platform
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +22,8 @@ import numpy as np
 import env
 import metamimic
 import train as cli
+from figures.common import claim, gather, plot, run_once, save
+from figures.common import read as read_from
 
 RESULTS = Path("results/metamimic")
 SEEDS = 3
@@ -69,43 +66,8 @@ RUNS = {  # figure: {name: command of train.py}
 }
 
 
-def commit():
-    """Of the code that runs; refused if it is not committed."""
-    git = lambda *words: subprocess.check_output(["git", *words], text=True).strip()
-    changed = git("status", "--porcelain", "--untracked-files=no", "*.py", "assets")
-    if changed:
-        raise SystemExit(f"commit these first, for results to say of what they are:\n{changed}")
-    return git("rev-parse", "--short", "HEAD")
-
-
-def hardware():
-    with open("/proc/cpuinfo") as file:
-        models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return f"{len(models)} cores of {models[0]}" if models else platform.processor()
-
-
-def run_once(name, command, seed):
-    """One run, from its command to its two files in results/."""
-    out = RESULTS / f"{name}-{seed}"
-    if out.with_suffix(".json").exists():
-        return
-    folder = Path(f"runs/{out.name}")
-    words = [sys.executable, "train.py", *command.split(), "--seed", str(seed)]
-    words = [*words, "--out", str(folder), "--save_minutes", "1000"]
-    facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
-             "hardware": hardware()}  # fmt: skip
-    with open(f"runs/{out.name}.log", "w") as log:
-        subprocess.run(words, check=True, stdout=log, stderr=log)
-        words = [sys.executable, "train.py", "eval", str(folder)]
-        told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
-    curve = (folder / "metrics.csv").read_text()
-    facts["minutes"] = round(float(list(csv.DictReader(curve.splitlines()))[-1]["seconds"]) / 60, 1)
-    out.with_suffix(".csv").write_text(curve)
-    if name == "default":
-        frames_to_stack(folder, seed)
-    facts |= json.loads(told.stdout.splitlines()[-1])
-    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"{out}: {facts['minutes']} minutes", flush=True)
+def read(name):
+    return read_from(RESULTS, name)
 
 
 def frames_to_stack(folder, seed, count=200):
@@ -121,30 +83,6 @@ def frames_to_stack(folder, seed, count=200):
     if seed == 0:
         cli.save_picture(Path("results/fig7.gif"), cli.film(run, demos, 0, 4))
         cli.save_picture(Path("results/imitation.gif"), cli.film_imitation(config, run))
-
-
-def read(name):
-    """What each seed of a run has come to: its facts, and its curve as columns of numbers."""
-    facts, curves = [], []
-    for path in sorted(RESULTS.glob(f"{name}-[0-9].json")):
-        facts.append(json.loads(path.read_text()))
-        with open(path.with_suffix(".csv")) as file:
-            rows = [row for row in csv.DictReader(file) if list(row.values())[-1] != ""]
-        number = lambda text: float(text) if text else np.nan
-        curves.append({key: np.array([number(row[key]) for row in rows]) for key in rows[0]})
-    return facts, curves
-
-
-def plot(axis, curves, x, y, label, colour, scale=1.0):
-    """Mean and range of seeds, if there are any yet."""
-    if not curves:
-        return
-    shortest = min((curve[x] for curve in curves), key=lambda steps: steps[-1])
-    values = scale * np.array([np.interp(shortest, curve[x], curve[y]) for curve in curves])
-    units = shortest / (60 if x == "seconds" else 1e6)
-    axis.plot(units, values.mean(0), label=label, color=colour)
-    axis.fill_between(units, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-    axis.grid(alpha=0.3)
 
 
 def draw_default():
@@ -236,12 +174,6 @@ def draw_fig8(reward):
     save(figure, "fig8")
 
 
-def save(figure, name):
-    figure.tight_layout()
-    figure.savefig(f"results/{name}.png", dpi=80)
-    plt.close(figure)
-
-
 DEFAULT = "default"
 CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
     "imitation_train_ratio": (DEFAULT, "imitation_train_ratio", "0.67 to 0.81"),
@@ -267,44 +199,14 @@ CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
 def claims(reward):
     """What is measured, beside the paper; each with how to measure it again."""
     found = []
-    for claim, (name, column, paper) in CLAIMS.items():
-        facts, _ = read(name)
+    for name, (run, column, paper) in CLAIMS.items():
+        facts, _ = read(run)
         if len(facts) < SEEDS:  # no claim by chance
             continue
         scale = 1 / reward if column == "eval_return" else 1
         values = scale * np.array([fact[column] for fact in facts], float)
-        low, ours, high = (float(f"{x:.3g}") for x in (values.min(), values.mean(), values.max()))
-        same = {key: facts[0][key] for key in ("command", "commit", "hardware")}
-        minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)
-        found.append({"claim": claim, "paper": paper, "ours": ours, "spread": [low, high],
-                      "seeds": len(facts), **same, "minutes": minutes})  # fmt: skip
+        found.append(claim(name, paper, facts, values))
     return found
-
-
-def rows(found):
-    """The README's table of claims."""
-    lines = [
-        "| claim | paper | here, mean of seeds | from, to | seeds | minutes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for c in found:
-        low, high = c["spread"]
-        numbers = f"{c['ours']:g} | {low:g}, {high:g} | {c['seeds']} | {c['minutes']:g}"
-        lines.append(f"| `{c['claim']}` | {c['paper'] or ''} | {numbers} |")
-    return "\n".join(lines) + "\n"
-
-
-def gather(found):
-    """Put claims into summary.json, among those of others, and the table into the README."""
-    path, readme = Path("results/summary.json"), Path("README.md")
-    others = json.loads(path.read_text()) if path.exists() else []
-    names = {c["claim"] for c in found}
-    found = [c for c in others if c["claim"] not in names] + found
-    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in found) + "\n]\n")
-    text = readme.read_text()
-    begin, end = (text.index(f"<!-- {word} of summary.json -->") for word in ("table", "end"))
-    begin += len("<!-- table of summary.json -->\n")
-    readme.write_text(text[:begin] + rows(found) + text[end:])
 
 
 def main():
@@ -319,7 +221,7 @@ def main():
             for demo in env.load_demos("demos/stack200/A", "stack", ("rewards",))
         ]
         found = claims(np.mean(rewards))
-        gather(found)
+        gather(found, "MetaMimic")
         draw_default()
         last = {
             draw_fig5: "fig5_500",
@@ -332,8 +234,9 @@ def main():
                 draw(np.mean(rewards))
         return
     jobs = [(name, command, seed) for seed in range(SEEDS) for name, command in RUNS[what].items()]
+    after = frames_to_stack if what == "default" else None
     with ThreadPoolExecutor(1 if what == "default" else 2) as pool:
-        list(pool.map(lambda job: run_once(*job), jobs))
+        list(pool.map(lambda job: run_once(RESULTS, *job, after=after), jobs))
 
 
 if __name__ == "__main__":

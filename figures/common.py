@@ -1,0 +1,116 @@
+"""What all figures share: runs and what is kept of them, curves, claims and the README's table."""
+
+import csv
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def commit():
+    """Of the code that runs; refused if it is not committed."""
+    git = lambda *words: subprocess.check_output(["git", *words], text=True).strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "*.py", "assets")
+    if changed:
+        raise SystemExit(f"commit these first, for results to say of what they are:\n{changed}")
+    return git("rev-parse", "--short", "HEAD")
+
+
+def hardware():
+    with open("/proc/cpuinfo") as file:
+        models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return f"{len(models)} cores of {models[0]}" if models else platform.processor()
+
+
+def run_once(results, name, command, seed, options="", after=None):
+    """One run, from its command to its two files in results/; `options` are those of eval."""
+    out = results / f"{name}-{seed}"
+    if out.with_suffix(".json").exists():
+        return
+    folder = Path(f"runs/{out.name}")
+    words = [sys.executable, "train.py", *command.split(), "--seed", str(seed)]
+    words = [*words, "--out", str(folder), "--save_minutes", "1000"]
+    facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
+             "hardware": hardware()}  # fmt: skip
+    with open(f"runs/{out.name}.log", "w") as log:
+        subprocess.run(words, check=True, stdout=log, stderr=log)
+        words = [sys.executable, "train.py", "eval", str(folder), *options.split()]
+        told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
+    curve = (folder / "metrics.csv").read_text()
+    facts["minutes"] = round(float(list(csv.DictReader(curve.splitlines()))[-1]["seconds"]) / 60, 1)
+    out.with_suffix(".csv").write_text(curve)
+    if after:
+        facts |= after(folder, seed) or {}
+    facts |= json.loads(told.stdout.splitlines()[-1])
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"{out}: {facts['minutes']} minutes", flush=True)
+
+
+def read(results, name):
+    """What each seed of a run has come to: its facts, and its curve as columns of numbers."""
+    facts, curves = [], []
+    for path in sorted(results.glob(f"{name}-[0-9].json")):
+        facts.append(json.loads(path.read_text()))
+        with open(path.with_suffix(".csv")) as file:
+            rows = [row for row in csv.DictReader(file) if list(row.values())[-1] != ""]
+        number = lambda text: float(text) if text else np.nan
+        curves.append({key: np.array([number(row[key]) for row in rows]) for key in rows[0]})
+    return facts, curves
+
+
+def plot(axis, curves, x, y, label, colour, scale=1.0):
+    """Mean and range of seeds, if there are any yet."""
+    if not curves:
+        return
+    shortest = min((curve[x] for curve in curves), key=lambda steps: steps[-1])
+    values = scale * np.array([np.interp(shortest, curve[x], curve[y]) for curve in curves])
+    units = shortest / (60 if x == "seconds" else 1e6)
+    axis.plot(units, values.mean(0), label=label, color=colour)
+    axis.fill_between(units, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axis.grid(alpha=0.3)
+
+
+def save(figure, name):
+    figure.tight_layout()
+    figure.savefig(f"results/{name}.png", dpi=80)
+    plt.close(figure)
+
+
+def claim(name, paper, facts, values, ours=None):
+    """A row of summary.json: what each seed has come to, and how to measure it again."""
+    ours = np.mean(values) if ours is None else ours
+    low, ours, high = (float(f"{x:.3g}") for x in (min(values), ours, max(values)))
+    same = {key: facts[0][key] for key in ("command", "commit", "hardware")}
+    minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)
+    return {"claim": name, "paper": paper, "ours": ours, "spread": [low, high],
+            "seeds": len(facts), **same, "minutes": minutes}  # fmt: skip
+
+
+def rows(found):
+    """The README's table of claims."""
+    lines = [
+        "| claim | paper | here, mean of seeds | from, to | seeds | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for c in found:
+        low, high = c["spread"]
+        numbers = f"{c['ours']:g} | {low:g}, {high:g} | {c['seeds']} | {c['minutes']:g}"
+        lines.append(f"| `{c['claim']}` | {c['paper'] or ''} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def gather(found, section):
+    """Put claims into summary.json, among those of others, and their table into the README."""
+    path, readme = Path("results/summary.json"), Path("README.md")
+    others = json.loads(path.read_text()) if path.exists() else []
+    names = {c["claim"] for c in found}
+    every = [c for c in others if c["claim"] not in names] + found
+    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in every) + "\n]\n")
+    text = readme.read_text()
+    begin, end = (f"<!-- {section}: {word} of summary.json -->" for word in ("table", "end"))
+    before, rest = text.split(f"{begin}\n")
+    readme.write_text(f"{before}{begin}\n{rows(found)}{end}{rest.split(end)[1]}")
