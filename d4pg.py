@@ -32,6 +32,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.nn.functional import smooth_l1_loss
 
 import env
 import networks
@@ -109,8 +110,11 @@ def project(p, R, discount, z):
     return m.scatter_add_(1, lower.add_(1), upward)  # m_u += p_j (b_j - l)
 
 
-def make_networks(config, shape, actions):
-    """Encoder, policy and critic, for features [F] or images [side, side, 3 k]."""
+def make_networks(config, shape, actions, told=0):
+    """Encoder, policy and critic, for features [F] or images [side, side, 3 k].
+
+    And, if `told`, what tells so many numbers from what the encoder sees (MetaMimic's --tell).
+    """
     torch.manual_seed(config.seed)
     if len(shape) == 1:
         encoder, width = networks.Scale(*shape), *shape
@@ -120,7 +124,8 @@ def make_networks(config, shape, actions):
         width = encoder.width
     policy = networks.Policy(width, actions, config.hidden)
     critic = networks.Critic(width, actions, config.atoms, config.hidden)
-    return torch.nn.ModuleList([encoder, policy, critic])
+    tell = [torch.nn.Linear(width, told)] if told else []
+    return torch.nn.ModuleList([encoder, policy, critic, *tell])
 
 
 def split(batch, size):
@@ -135,13 +140,13 @@ METRICS = ("critic_loss", "q", "td", "gradient")  # of a round of updates
 class Agent:
     """Networks π(o | φ) and Z(o, a | θ), their targets φ' and θ', and one update of them all."""
 
-    def __init__(self, config, shape, actions):
+    def __init__(self, config, shape, actions, told=0):
         self.config, device = config, config.device
-        self.online = make_networks(config, shape, actions).to(device)
+        self.online = make_networks(config, shape, actions, told).to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.flats = [networks.flatten(part) for part in self.online]
         self.target_flats = [networks.flatten(part) for part in self.target]
-        rates = (config.critic_lr, config.policy_lr, config.critic_lr)
+        rates = [config.critic_lr, config.policy_lr, config.critic_lr, config.critic_lr]
         groups = {}  # one for each rate: Adam then takes one step for all that share it
         for flat, rate in zip(self.flats, rates):
             group = {"lr": rate, "full": rate, "params": []}
@@ -153,18 +158,19 @@ class Agent:
     @torch.no_grad()
     def targets(self, batch):
         """Φ(Z'): where the critic should go, by the target networks and N rewards.  [B, N]"""
-        encoder, policy, critic = self.target
+        encoder, policy, critic, *_ = self.target
         x = encoder(batch["next_obs"])
         p = critic(x, policy(x)).softmax(1)  # Z(o_{t+N}, π(o_{t+N} | φ') | θ')
         return project(p, batch["reward"][:, 0], batch["discount"][:, 0], self.z)
 
     def update(self, batch, m, weights):
         """One step of Adam on both losses; m are the targets. Metrics, and |TD| for priorities."""
-        encoder, policy, critic = self.online
+        encoder, policy, critic, *tell = self.online
         x = encoder(batch["obs"])
         log_p = critic(x, batch["action"]).log_softmax(1)
         H = -(m * log_p).sum(1)  # H(Φ(Z'), Z(o_t, a_t | θ))
         critic_loss = (H if weights is None else weights * H).mean()
+        told = [self.config.tell * smooth_l1_loss(part(x), batch["told"]) for part in tell]
         x = x.detach()
         critic.requires_grad_(False)  # the policy climbs the critic, and does not change it
         Q = (critic(x, policy(x)).softmax(1) * self.z).sum(1)  # Q(o, π(o | φ)) = Σ p_i z_i
@@ -172,7 +178,7 @@ class Agent:
         policy_loss = -Q.mean()  # J(φ) = -E Q
         for flat in self.flats:
             flat.grad.zero_()
-        (critic_loss + policy_loss).backward()
+        (critic_loss + policy_loss + sum(told)).backward()
         self.adam.step()
         self.updates += 1
         if self.updates % self.config.target_period == 0:
@@ -286,7 +292,7 @@ def item_fields(world):
 
 def pick(networks, obs):
     """The policy's actions, between -1 and 1.  [n, A] float32"""
-    encoder, policy, _ = networks
+    encoder, policy, *_ = networks
     device = next(policy.parameters()).device
     with torch.no_grad():
         return policy(encoder(torch.from_numpy(obs).to(device))).cpu().numpy()

@@ -19,6 +19,7 @@ Departures from the paper, and what it leaves open:
  2. Distances in eq. 2 are in units, which the paper does not tell and which decide how fast
     imitation is learned (results/LOG.md): positions of 15 cm and 0.15 rad, velocities and
     rotations ten times that; images whose pixels differ by 0.5 (root mean square) are 1 apart.
+    Beside images, the last wrist joint, which small ones hardly show, counts a tenth.
  3. With --obs features, what a perfect eye sees of the blocks, and of the hand from them, stands
     for the image; policies then see the body, too.  The goal enters as d_{t+1} - o_t, scaled by
     what it is from frame to frame, as both networks' features are by the demonstrations'.
@@ -33,7 +34,9 @@ Departures from the paper, and what it leaves open:
  7. One process trains both learners in turn, by --task_share; each has a memory of its own, which
     the imitating robots both fill, since one removes by priority, the other first in, first out.
  8. The networks learn from images that are shifted at random, by up to --shift pixels: a few
-    hundred demonstrations are too few to tell where things are from where they were.
+    hundred demonstrations are too few to tell where things are from where they were.  And their
+    encoders learn, beside the critic's loss, to tell what a perfect eye would see of o_t, and from
+    there to d_{t+1} (--tell), as rewards alone teach to see too slowly; robots act on images alone.
  9. --preset paper keeps 300,000 items: table 1's million images would take 98 GB a memory.
 """
 
@@ -72,6 +75,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "amid": ("part of the episodes that start amid a demonstration", 0.5, 0.5, 0.0),
     "curriculum": ("within its first so many steps", 10, 100, 300),
     "shift": ("images by up to so many pixels, at random, to learn from", 0, 4, 0),
+    "tell": ("weight of telling from images what a perfect eye sees", 0.0, 1.0, 0.0),
     "task_share": ("part of the updates that train the task policy", 0.5, 0.7, 0.5),
     "sigma_min": ("σ: exploration noise of the quietest robot that imitates", 0.05, 0.05, 0.05),
     "sigma_max": ("σ: of the loudest", 0.25, 0.5, 0.5),
@@ -84,7 +88,7 @@ LIMITS = {
     "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
     "beta_body": (0, 1e6), "cutoff": (0, 1), "deviation": (0, 100), "amid": (0, 1),
     "task_share": (0, 1), "task_sigma_min": (1e-9, 100), "task_sigma_max": (1e-9, 100),
-    "shift": (0, 32),
+    "shift": (0, 32), "tell": (0, 1e6),
 }  # fmt: skip
 IMITATION, TASK = 0, 1  # kinds of robots, learners and rewards
 
@@ -167,6 +171,8 @@ for name in ("joint_velocities", "pinch_velocity"):
     UNITS[env.Stack.FEATURES[name]] = 1.5  # rad/s, m/s
 for name in ("block_a", "block_b"):
     UNITS[env.Stack.FEATURES[name]][3:] = 1.5  # elements of rotation matrices
+UNITS_SEEN = UNITS.copy()  # beside images, which at small sizes hardly show the last wrist joint
+UNITS_SEEN[env.Stack.FEATURES["joints"].start + 5] = 1.5
 BODY, SEEN = slice(0, 24), slice(24, 51)  # the arm; blocks, and hand and blocks from each other
 PIXEL = 0.5  # root mean square difference of images, of 1, that counts as one
 HAND_TO_BLOCK = env.Stack.FEATURES["pinch_to_a"]
@@ -177,7 +183,7 @@ def tracking(config, o, d, image_o=None, image_d=None):
 
     By features, or by images and the body's features.
     """
-    difference = (o - d) / UNITS
+    difference = (o - d) / (UNITS if image_o is None else UNITS_SEEN)
     body = (difference[:, BODY] ** 2).sum(1)  # |o_body - d_body|²
     if image_o is None:
         image = (difference[:, SEEN] ** 2).sum(1)  # |o_image - d_image|²
@@ -208,6 +214,11 @@ def shifted(images, most, rng):
     column = (torch.arange(W) - right).clamp(0, W - 1)  # [B, W]
     pixel = (row[:, :, None] * W + column[:, None, :]).flatten().to(images.device)
     return images.reshape(-1, C).index_select(0, pixel).view(B, H, W, C)
+
+
+def tells(config):
+    """Do the networks learn to tell features from images?"""
+    return config.obs == "pixels" and config.tell > 0
 
 
 def shapes(shape):
@@ -294,6 +305,7 @@ class Actor:
         if weights is not None:
             networks.unflatten(self.flats, weights)
         goal = np.minimum(self.frame + 1, self.end)  # d_{t+1}, a frame's number  [n]
+        told = {"told": world.features()} if tells(config) else {}
         action = self.act(goal)  # sample action a_t = π(o_t, d_{t+1})
         next_obs, task, discount, last = world.step(action)  # execute, observe o_{t+1}, r_task
         d4pg.check_finite(next_obs, task)
@@ -310,6 +322,7 @@ class Actor:
 
         self.frame = goal
         begin = {"obs": self.obs, "action": action, "goal": np.float32(goal[:, None])}
+        begin |= told
         robot, items = self.window.step(begin, rewards, discounts, last)
         items["next_obs"] = next_obs[robot]
         items["next_goal"] = np.float32(np.minimum(goal + 1, self.end)[robot][:, None])
@@ -353,26 +366,40 @@ def make_learners(config, demos):
     """Both are given D4PG ("an off-policy RL algorithm A") and a memory M."""
     world = d4pg.make_world(config, 1, 0)
     fields, number = d4pg.item_fields(world), ((1,), np.float32)
-    frames = torch.from_numpy(demos.frames).to(config.device) if demos else None
+    if tells(config):
+        fields["told"] = (world.features().shape[1:], np.float32)
+    if demos:
+        frames, features = (
+            torch.from_numpy(x).to(config.device) for x in (demos.frames, demos.features)
+        )
     mimic = SimpleNamespace(**vars(config))
     mimic.gamma = config.imitation_gamma
     mimic.vmax = 1 / (1 - mimic.gamma)
+    looks, facts = (shapes(x.shape[1:]) for x in (world.observe(), world.features()))
     agents = [
-        d4pg.Agent(flags, shape, len(world.low))
-        for flags, shape in zip((mimic, config), shapes(fields["obs"][0]), strict=True)
+        d4pg.Agent(flags, shape, len(world.low), told * tells(config))
+        for flags, shape, (told,) in zip((mimic, config), looks, facts, strict=True)
     ]
+    scales = [networks.Scale(*shape).to(config.device) for shape in facts]
 
-    def move(batch, kind):  # what is drawn depends on the update alone: a run may be resumed
-        if config.obs == "features" or not config.shift:
+    def prepare(batch, kind):
+        """Shift what is seen, and scale what is to be told of it."""
+        if config.obs == "features":
             return batch
+        if tells(config):
+            batch = batch | {"told": scales[kind](batch["told"])}
+        # what is drawn depends on the update alone: a run may be resumed
         rng = np.random.default_rng((7, config.seed, kind, agents[kind].updates))
-        names = ("obs", "next_obs")
+        names = ("obs", "next_obs") if config.shift else ()
         return batch | {name: shifted(batch[name], config.shift, rng) for name in names}
 
     def look(batch):  # d_{t+1} is a frame's number in memory; images are fetched only now
-        goal, next_goal = (frames[batch[name][:, 0].long()] for name in ("goal", "next_goal"))
-        obs, next_obs = see(batch["obs"], goal), see(batch["next_obs"], next_goal)
-        return move(batch | {"obs": obs, "next_obs": next_obs}, IMITATION)
+        goal, next_goal = (batch[name][:, 0].long() for name in ("goal", "next_goal"))
+        seen = {"obs": see(batch["obs"], frames[goal])}
+        seen["next_obs"] = see(batch["next_obs"], frames[next_goal])
+        if tells(config):
+            seen["told"] = see(batch["told"], features[goal])
+        return prepare(batch | seen, IMITATION)
 
     theirs = fields | {"goal": number, "next_goal": number}
     imitation = d4pg.Learner(  # algorithm 2
@@ -380,13 +407,17 @@ def make_learners(config, demos):
     )
     everyone = config.robots + config.task_robots
     task = d4pg.Learner(  # algorithm 4
-        agents[TASK], fields, everyone, "task_", "uniform", lambda batch: move(batch, TASK)
+        agents[TASK], fields, everyone, "task_", "uniform", lambda batch: prepare(batch, TASK)
     )
     imitation.share, task.share = 1 - config.task_share, config.task_share
-    if config.obs == "features" and demos:
-        now = np.setdiff1d(np.arange(len(frames)), demos.end)
-        imitation.fit_scale(see(frames[now], frames[now + 1]), least=0.001)
-        task.fit_scale(frames)
+    if demos:
+        now = np.setdiff1d(np.arange(len(features)), demos.end)
+        both = (see(features[now], features[now + 1]), 0.001), (features, 0.01)
+        for learner, scale, (examples, least) in zip((imitation, task), scales, both, strict=True):
+            if config.obs == "features":
+                learner.fit_scale(examples, least)
+            else:
+                scale.fit(examples, least)
     return [imitation, task]
 
 

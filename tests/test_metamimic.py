@@ -487,10 +487,55 @@ def test_in_pixels_an_actor_rewards_by_the_images_it_stores(config):
     body = rows["reward"][-4:, 0] - seen
     assert (body > -1e-6).all()
     assert (body < 0.5 + 1e-6).all()
+    features, wrist = actor.world.features()[:4], 5
+    features[:, wrist] = demos.features[goal, wrist] + (features - demos.features[goal])[:, 5] / 10
     np.testing.assert_allclose(body[actor.world.t[:4] > 0], [
-        literal_reward(o, d, 1e9, 2)
-        for o, d in zip(actor.world.features()[:4], demos.features[goal])
+        literal_reward(o, d, 1e9, 2) for o, d in zip(features, demos.features[goal])
     ], atol=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [metamimic.IMITATION, metamimic.TASK])
+def test_from_images_a_network_learns_to_tell_what_features_would_have_shown(config, kind):
+    """--tell: what is stored beside an image, its scale, and the loss, word by word."""
+    flags = config(
+        obs="pixels", size=32, nstep=1, warmup=400, capacity=400, tell=0.5, critic_lr=1e-2
+    )
+    run = metamimic.make_run(flags).start()
+    run.board.limit[:] = 10**6
+    actor, demos, learner = run.inline, run.aids[0], run.learners[kind]
+    for _ in range(5):
+        before, goal = actor.world.features(), np.minimum(actor.frame + 1, actor.end)
+        actor.step()
+    learner.memory.collect()
+    live = learner.memory.index.live()[-8 if kind else -4 :]
+    rows = {name: torch.from_numpy(value[-len(live) :]) for name, value in stored(learner).items()}
+    np.testing.assert_array_equal(rows["told"], before[: len(live)])
+    images = {
+        k: torch.from_numpy(getattr(learner.items.shared, k)[live]) for k in ("obs", "next_obs")
+    }
+    batch = learner.see(rows | images)
+
+    now = np.setdiff1d(np.arange(len(demos.features)), demos.end)
+    step = demos.features[now + 1] - demos.features[now]
+    o = (before - demos.features.mean(0)) / np.maximum(demos.features.std(0, ddof=1), 0.01)
+    here = demos.features[now]
+    if kind == metamimic.IMITATION:  # o_t, and from there to d_{t+1}
+        way = demos.features[goal[:4]] - before[:4]
+        o = (before[:4] - here.mean(0)) / np.maximum(here.std(0, ddof=1), 0.001)
+        way = (way - step.mean(0)) / np.maximum(step.std(0, ddof=1), 0.001)
+        o = np.concatenate([o, way], 1)
+    np.testing.assert_allclose(batch["told"], o.clip(-10, 10), atol=2e-3)
+
+    agent = learner.agent
+    (encoder, *_, head), m, off = agent.online, agent.targets(batch), []
+    for tell in (0.0, 0.5):
+        agent.config.tell = tell
+        for _ in range(150):
+            agent.update(batch, m, None)
+        with torch.no_grad():
+            x = (head(encoder(batch["obs"])) - batch["told"]).abs()
+        off.append(torch.where(x < 1, x.square() / 2, x - 0.5).mean())
+    assert off[1] < 0.7 * off[0]
 
 
 # -- evaluation
