@@ -254,9 +254,8 @@ class Mixture(nn.Module):
     def __init__(self, channels, pose=7, size=32, hidden=256, K=5, glimpses=8):
         super().__init__()
         self.channels, self.glimpses, self.K, self.pose = channels, glimpses, K, pose
-        self.query = nn.Linear(size, glimpses * channels)  # what to look for, by what was shown
-        for p in self.query.parameters():
-            nn.init.normal_(p)
+        self.query = mlp(size + pose, glimpses * channels, 128, 1)  # what to look for, by what
+        nn.init.normal_(self.query[-1].weight, 0, 0.1)  # was shown and how far one has come
         inputs = glimpses * (2 + channels) + pose + size
         self.hidden = nn.Sequential(
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
@@ -271,7 +270,7 @@ class Mixture(nn.Module):
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
         and the heat maps it looks by [B, glimpses, h, w].
         """
-        queries = self.query(f).unflatten(1, (self.glimpses, self.channels))
+        queries = self.query(torch.cat([f, pose], 1)).unflatten(1, (self.glimpses, self.channels))
         seen, heat = glimpse(maps, queries)
         out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
         logits, means, end = out.split([self.K, self.K * self.pose, 1], 1)
