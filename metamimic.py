@@ -37,7 +37,9 @@ Departures from the paper, and what it leaves open:
     hundred demonstrations are too few to tell where things are from where they were.  And their
     encoders learn, beside the critic's loss, to tell what a perfect eye would see of o_t, and from
     there to d_{t+1} (--tell), as rewards alone teach to see too slowly; robots act on images alone.
- 9. --preset paper keeps 300,000 items: table 1's million images would take 98 GB a memory.
+ 9. The goal that a policy is given may be further ahead than d_{t+1} (--ahead), which the reward is
+    always told from: in an image of 48 pixels a hand moves by less than one in a step.
+10. --preset paper keeps 300,000 items: table 1's million images would take 98 GB a memory.
 """
 
 import zlib
@@ -74,6 +76,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "deviation": ("or where hand to block is off by so much, m", 0.03, 0.03, 0.03),
     "amid": ("part of the episodes that start amid a demonstration", 0.5, 0.5, 0.0),
     "curriculum": ("within its first so many steps", 10, 100, 300),
+    "ahead": ("of o_t, by so many frames, is the goal that policies see", 1, 1, 1),
     "shift": ("images by up to so many pixels, at random, to learn from", 0, 4, 0),
     "tell": ("weight of telling from images what a perfect eye sees", 0.0, 1.0, 0.0),
     "task_share": ("part of the updates that train the task policy", 0.5, 0.7, 0.5),
@@ -88,7 +91,7 @@ LIMITS = {
     "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
     "beta_body": (0, 1e6), "cutoff": (0, 1), "deviation": (0, 100), "amid": (0, 1),
     "task_share": (0, 1), "task_sigma_min": (1e-9, 100), "task_sigma_max": (1e-9, 100),
-    "shift": (0, 32), "tell": (0, 1e6),
+    "ahead": (1, 1000), "shift": (0, 32), "tell": (0, 1e6),
 }  # fmt: skip
 IMITATION, TASK = 0, 1  # kinds of robots, learners and rewards
 
@@ -305,8 +308,9 @@ class Actor:
         if weights is not None:
             networks.unflatten(self.flats, weights)
         goal = np.minimum(self.frame + 1, self.end)  # d_{t+1}, a frame's number  [n]
+        shown = np.minimum(self.frame + config.ahead, self.end)
         told = {"told": world.features()} if tells(config) else {}
-        action = self.act(goal)  # sample action a_t = π(o_t, d_{t+1})
+        action = self.act(shown)  # sample action a_t = π(o_t, d_{t+1})
         next_obs, task, discount, last = world.step(action)  # execute, observe o_{t+1}, r_task
         d4pg.check_finite(next_obs, task)
 
@@ -321,11 +325,11 @@ class Actor:
         discounts = np.stack([np.where(early, 0, discount), discount], 1)
 
         self.frame = goal
-        begin = {"obs": self.obs, "action": action, "goal": np.float32(goal[:, None])}
+        begin = {"obs": self.obs, "action": action, "goal": np.float32(shown[:, None])}
         begin |= told
         robot, items = self.window.step(begin, rewards, discounts, last)
         items["next_obs"] = next_obs[robot]
-        items["next_goal"] = np.float32(np.minimum(goal + 1, self.end)[robot][:, None])
+        items["next_goal"] = np.float32(np.minimum(goal + config.ahead, self.end)[robot][:, None])
         self.remember(robot, items)
         self.returns += rewards
         for i in np.flatnonzero(last):
@@ -412,7 +416,9 @@ def make_learners(config, demos):
     imitation.share, task.share = 1 - config.task_share, config.task_share
     if demos:
         now = np.setdiff1d(np.arange(len(features)), demos.end)
-        both = (see(features[now], features[now + 1]), 0.001), (features, 0.01)
+        end = demos.end[np.searchsorted(demos.end, now)]
+        then = np.minimum(now + config.ahead, end)
+        both = (see(features[now], features[then]), 0.001), (features, 0.01)
         for learner, scale, (examples, least) in zip((imitation, task), scales, both, strict=True):
             if config.obs == "features":
                 learner.fit_scale(examples, least)
@@ -481,7 +487,8 @@ def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
         if watch:
             watch(world)
         (goal, going), (_, also) = at(demos, copies, t + 1), at(demos, tasks, t + 1)
-        actions = follow(eyes[IMITATION], obs[:copies], demos.frames[goal])
+        shown, _ = at(demos, copies, t + config.ahead)
+        actions = follow(eyes[IMITATION], obs[:copies], demos.frames[shown])
         if tasks:
             actions = np.concatenate([actions, d4pg.pick(eyes[TASK], obs[copies:])])
         obs, reward, _, _ = world.step(actions)

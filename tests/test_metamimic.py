@@ -133,9 +133,10 @@ def random_policies(run):
         learner.agent.flats[1].normal_(0, 0.2)
 
 
-def test_one_step_of_an_actor_is_algorithms_1_and_3(config):
+@pytest.mark.parametrize("ahead", [1, 3])  # the paper's, and a goal further off
+def test_one_step_of_an_actor_is_algorithms_1_and_3(config, ahead):
     quiet = dict.fromkeys(("sigma_min", "sigma_max", "task_sigma_min", "task_sigma_max"), 1e-9)
-    flags = config(nstep=1, robots=3, task_robots=2, warmup=40, **quiet)
+    flags = config(nstep=1, robots=3, task_robots=2, warmup=40, ahead=ahead, **quiet)
     run = metamimic.make_run(flags)
     random_policies(run)
     run.start()
@@ -155,8 +156,11 @@ def test_one_step_of_an_actor_is_algorithms_1_and_3(config):
 
     eyes = run.eyes()
     for i in range(3):  # algorithm 1
-        o_t, d_next = now[i], actor.demos.features[min(frame[i] + 1, end[i])]
-        x = torch.from_numpy(np.concatenate([o_t, d_next - o_t]))[None]
+        d_next, shown, after = (
+            actor.demos.features[min(frame[i] + k, end[i])] for k in (1, ahead, 1 + ahead)
+        )
+        o_t = now[i]
+        x = torch.from_numpy(np.concatenate([o_t, shown - o_t]))[None]
         encoder, policy, _ = eyes[0]
         a_t = policy(encoder(x))[0].detach().numpy()  # sample action π(o_t, d_{t+1})
         o_next, r_task = alone(world, i, a_t)  # execute a_t, observe o_{t+1} and r_task
@@ -166,8 +170,9 @@ def test_one_step_of_an_actor_is_algorithms_1_and_3(config):
         np.testing.assert_allclose(new["action"], a_t, atol=1e-5)
         np.testing.assert_allclose(new["next_obs"], o_next, atol=1e-4)
         np.testing.assert_allclose(new["reward"], r_imitate, atol=1e-4)
-        frames = M[0].see({k: torch.from_numpy(v[None]) for k, v in new.items()})["obs"][0, 51:]
-        np.testing.assert_allclose(frames, d_next - o_t, atol=1e-6)  # d_{t+1}
+        seen = M[0].see({k: torch.from_numpy(v[None]) for k, v in new.items()})
+        np.testing.assert_allclose(seen["obs"][0, 51:], shown - o_t, atol=1e-6)  # d_{t+1}
+        np.testing.assert_allclose(seen["next_obs"][0, 51:], after - o_next, atol=1e-4)
     for i in range(5):  # algorithm 3, and what algorithm 1 stores for the task
         new = {name: rows[len(before[1]["obs"]) + i] for name, rows in stored(M[1]).items()}
         if i >= 3:
