@@ -1024,6 +1024,9 @@ def aside(circles, start, way):
 # --------------------------------------------------------------------------------------------
 
 BESIDE, OBJECT, OTHER, CARRY, PUSH = range(5)  # what a waypoint is relative to
+ALIKE = {  # so often in a turn they look the same to whoever grasps them
+    "carton": 4, "bowl": 6, "tumbler": 6, "bottle": 360, "can": 360, "jar": 360, "shaker": 360,
+}  # fmt: skip
 
 
 class Operator:
@@ -1078,17 +1081,19 @@ class Operator:
             ], np.arctan2(way[1], way[0])
         x, y, z, angle, wide = a.grasp
         wide = wide / self.world.JAW[6] + rng.uniform(0, 0.08)
-        x, y, _ = turn.reshape(3, 3) @ [x, y, 0]
+        part = 2 * np.pi / ALIKE.get(a.kind, 1)
+        yaw += part * np.round((-np.pi / 2 - yaw) / part)  # towards the operator, if it is all one
+        x, y = x * np.cos(yaw) - y * np.sin(yaw), x * np.sin(yaw) + y * np.cos(yaw)
         rows = [
             [OBJECT, x, y, z + high, wide, fast, 0.02, 0],
-            [OBJECT, x, y, z, wide, slow, 0.006, 1],
-            [BESIDE, 0, 0, 0, 0, slow, 1, 3],
+            [OBJECT, x, y, z, wide, slow, 0.006, 0],
+            [BESIDE, 0, 0, 0, 0, slow, 1, 2],
             [BESIDE, 0, 0, high, 0, fast, 0.02, 0],
         ]
         if family == "place":
             rows += [
                 [CARRY, *side, high + 0.01, 0, 0.8 * fast, 0.02, 0],
-                [CARRY, *side, b.floor + 0.006, 0, slow, 0.01, 1],
+                [CARRY, *side, b.floor + 0.006, 0, slow, 0.01, 0],
                 [BESIDE, 0, 0, 0, wide, slow, 1, 2],
                 [BESIDE, 0, 0, 0.12, wide, fast, 0.02, 3],
             ]

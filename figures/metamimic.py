@@ -36,8 +36,9 @@ LIKE_TASK = (
 )
 IMITATE = f"{IN_TURN} --task_share 0 --task_robots 0 --steps 400000 --eval_every 40000"
 SMALL = (  # what images need on two cores, and features likewise, to compare: results/LOG.md
-    f"{IN_TURN} --task_share 0 --task_robots 0 --robots 16 --batch 64 --warmup 2000 --amid 0.9 "
-    "--updates_per_step 0.1 --capacity 100000 --beta_body 0.4 --cutoff 0.3 --deviation 0.1"
+    f"{IN_TURN} --task_share 0 --task_robots 0 --robots 16 --batch 64 --warmup 2000 --amid 0.7 "
+    "--updates_per_step 0.1 --capacity 100000 --ahead 4 --beta_body 0.1 --cutoff 0.4 "
+    "--deviation 0.1"
 )
 REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50 --steps 150000 --eval_every 15000"
 SHORT = "--steps 60000 --eval_every 6000"
