@@ -326,7 +326,7 @@ class Actor:
 
         self.frame = goal
         begin = {"obs": self.obs, "action": action, "goal": np.float32(shown[:, None])}
-        begin |= told
+        begin |= told  # o_t as a perfect eye sees it
         robot, items = self.window.step(begin, rewards, discounts, last)
         items["next_obs"] = next_obs[robot]
         items["next_goal"] = np.float32(np.minimum(goal + config.ahead, self.end)[robot][:, None])

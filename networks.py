@@ -17,9 +17,9 @@ Departures from the papers, and what they leave open:
  5. MILI's paper names its layers but not their sizes; these are of the network its authors
     published (tensor2robot: five convolutions of 32 channels, a spatial softmax, temporal
     convolutions, two layers, a mixture).  Here the policy's spatial softmaxes look for what the
-    demonstration's embedding asks for, in maps as fine as half of the image, and tell beside where
-    it is what is there; and the embedding is told from the mean of its batch before it is
-    brought to length 1.
+    demonstration's embedding and the gripper's pose ask for, in maps as fine as half of the image,
+    and tell beside where it is what is there; and the embedding is told from the mean of its batch
+    before it is brought to length 1.
 """
 
 import contextlib
@@ -197,7 +197,7 @@ def glimpse(maps, queries):
     h, w = maps.shape[2:]
     pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, C], as they lie in memory
     heat = (pixels @ queries.mT).mT  # [B, n, h w]
-    y, x = (torch.linspace(-1, 1, n, device=heat.device) for n in (h, w))
+    y, x = ((torch.arange(n, device=heat.device) + 0.5) / n * 2 - 1 for n in (h, w))
     places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)  # [h w, 2]
     p = heat.softmax(2)
     return torch.cat([p @ places, p @ pixels], 2), heat.unflatten(2, (h, w))
@@ -206,7 +206,7 @@ def glimpse(maps, queries):
 def surprise(heat, places):
     """-log p of places [B, n, 2], by heat maps [B, n, h, w]: of the four cells around each."""
     log_p, (h, w) = heat.flatten(2).log_softmax(2), heat.shape[2:]
-    x, y = ((places[..., i].clamp(-1, 1) + 1) / 2 * (n - 1) for i, n in ((0, w), (1, h)))
+    x, y = (((places[..., i] + 1) / 2 * n - 0.5).clamp(0, n - 1) for i, n in ((0, w), (1, h)))
     left, top = x.floor().clamp(max=w - 2), y.floor().clamp(max=h - 2)
     total = 0
     for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):

@@ -178,7 +178,7 @@ def test_the_contrastive_loss_is_the_papers(beta):
 def literal_surprise(heat, place):
     """A place between four cells, each weighed by how near it is."""
     p, (h, w) = np.exp(heat) / np.exp(heat).sum(), heat.shape
-    x, y = (np.clip(place, -1, 1) + 1) / 2 * [w - 1, h - 1]
+    x, y = np.clip((place + 1) / 2 * [w, h] - 0.5, 0, [w - 1, h - 1])
     near = {
         (i, j): max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j)) for i in range(h) for j in range(w)
     }
@@ -200,7 +200,7 @@ def test_a_glimpse_tells_where_its_query_is_met_and_what_is_there():
     maps = torch.zeros(1, 3, 4, 5)
     maps[0, :, 3, 0] = torch.tensor([9.0, 0.0, 4.0])  # bottom left
     seen, heat = networks.glimpse(maps, torch.tensor([[9.0, 0.0, 0.0]]))
-    np.testing.assert_allclose(seen[0, 0], [-1, 1, 9, 0, 4], atol=1e-3)
+    np.testing.assert_allclose(seen[0, 0], [-0.8, 0.75, 9, 0, 4], atol=1e-3)
     assert heat[0, 0].argmax() == 3 * 5
 
 
