@@ -24,8 +24,8 @@ Departures from the paper, and what it leaves open:
     then one of its partners.  The contrastive loss goes on, on the demonstrations, so that a next
     round has an embedding to pair with (algorithm 1, line 24, has eq. 2 alone).
  7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
- 8. Three of the policy's glimpses learn to look where the gripper will be soon, where it next comes
-    down, and where it ends: most moves tell only roughly where they lead.
+ 8. Three of the policy's glimpses learn to look where the gripper will be 5 steps later, where it
+    next comes down, and where it ends: most moves tell only roughly where they lead.
  9. Half of the batches are mirrored, left for right, and in three of four all colours are turned:
     two hundred tasks are few to learn to compare with, and easily known by heart.
 10. A demonstration is cloned until its task is done.  What follows looks like what came before:
@@ -199,7 +199,7 @@ def ahead(z):
 
 
 def landings(z, much=0.03, near=0.01):
-    """When a gripper comes down: first near each low that it fell to by much, or rises from so."""
+    """When a gripper has come down: first near each low, but for rises of less than `much`."""
     found, begin, extreme, falling = [], 0, 0, False
     for t in range(len(z)):
         up = z[t] - z[extreme] if falling else z[extreme] - z[t]
