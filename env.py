@@ -162,6 +162,13 @@ class Camera:
         x, y, z = np.moveaxis((points - self.eye) @ self.axes, -1, 0)
         return np.float32(np.stack([x, -y], -1) / -z[..., None] / self.half)
 
+    def on_table(self, n, z=0.0):
+        """What the middles of n x n cells show of the plane at height z.  [n, n, 2] float32"""
+        middle = ((np.arange(n) + 0.5) / n * 2 - 1) * self.half
+        x, y = np.meshgrid(middle, -middle)
+        rays = np.stack([x, y, -np.ones_like(x)], -1) @ self.axes.T
+        return np.float32((self.eye + rays * ((z - self.eye[2]) / rays[..., 2:]))[..., :2])
+
     def image(self, data):
         """The picture of `data`, whose kinematics are up to date.  [size, size, 3] uint8"""
         pixel = self._covered(data)

@@ -18,18 +18,24 @@ Departures from the paper, and what it leaves open:
  3. The mixture's means are told from where the gripper is, in units of what it moves in a step;
     its fingers and its upright bearing from 0.  Actions are absolute poses, as in the paper.
  4. The policy also learns when it is done (the last two frames of a demonstration), as its
-    authors' published code can: a trial ends two steps after it says so, or after 50 steps.
+    authors' published code can: a trial ends five steps after it says so, or after 50 steps.
  5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
- 6. A batch after trials is half of demonstrations, half of pairs of trials: a trial at random,
-    then one of its partners.  The contrastive loss goes on, on the demonstrations, so that a next
-    round has an embedding to pair with (algorithm 1, line 24, has eq. 2 alone).
+ 6. A batch after trials is half of demonstrations, half of pairs of trials: a trial, the rarer the
+    more it is like others, then one of its partners.  The contrastive loss goes on, on the
+    demonstrations, so that a next round has an embedding to pair with (line 24 has eq. 2 alone).
  7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
  8. Three of the policy's glimpses learn to look where the gripper will be 5 steps later, where it
-    next comes down, and where it ends: most moves tell only roughly where they lead.
- 9. Half of the batches are mirrored, left for right, and in three of four all colours are turned:
-    two hundred tasks are few to learn to compare with, and easily known by heart.
+    next comes down, and where it ends: most moves tell only roughly where they lead.  Places are
+    told on the table, from the gripper: where the camera stands is known.
+ 9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
+    is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
+    shown.  So parts of what stands still are replaced by what stands still in others, half of the
+    batches are mirrored, left for right, and in three of four all colours are turned.
 10. A demonstration is cloned until its task is done.  What follows looks like what came before:
     robots stood still above a button that they had not pressed yet.
+11. Poses to learn from are inexact, actions are not: so whoever is a centimetre off knows back.
+    How far the fingers have just moved is told, too: are they closing still, or on something?
+12. An episode is seen by 6 of its frames: rather many episodes in a batch than many frames of one.
 """
 
 import math
@@ -56,12 +62,12 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "start": ("a run whose first policy and trials to take over", "", "", ""),
     "tasks": ("that are demonstrated, of 520", 8, 200, 200),
     "per_task": ("demonstrations of each task", 2, 4, 4),
-    "size": ("of images, in pixels", 32, 64, 100),
-    "frames": ("of a demonstration, to embed it and to learn from", 4, 16, 40),
+    "size": ("of images, in pixels", 32, 48, 100),
+    "frames": ("of a demonstration, to embed it and to learn from", 4, 6, 40),
     "channels": ("of the convolutions", 8, 32, 32),
     "components": ("K: of the mixture", 2, 5, 5),
     "half": ("convolutions in bfloat16; auto: where that is quick", "no", "auto", "auto"),
-    "batch": ("pairs of demonstrations in a batch", 4, 16, 8),
+    "batch": ("pairs of demonstrations in a batch", 4, 32, 8),
     "lr": ("Adam's step", 1e-3, 1e-3, 5e-4),
     "lr_end": ("part of it that is left at the end of each training", 1.0, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
@@ -94,9 +100,12 @@ LIMITS = {
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
 SOON = 5  # steps: where the gripper will be then is looked for
+NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
+INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02])  # m and rad: poses, to learn from
 LAST = 2  # so many frames of an episode are where all is done
+MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
-MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1], np.float32)  # of a pose, left for right
+MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1, 1], np.float32)  # of a pose, left for right
 PARTNERS = 32  # of a trial that are kept, drawn at random from all
 
 
@@ -151,8 +160,8 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose and action [M, 7], done [M], ahead [M, 3, 2] in the image; first and
-    length of each episode.  An episode's last frame has its last action again.
+    image [M, H, W, 3], pose [M, 8], action [M, 7], done [M], ahead [M, 3, 2] on the table, in the
+    image; first and length of each episode.  An episode's last frame has its last action again.
     """
 
     def __init__(self, config, episodes, what):
@@ -160,7 +169,9 @@ class Library:
         self.length, self.first = np.array(length), np.cumsum([0, *length[:-1]])
         self.what = whats(episodes)
         states = np.concatenate([e["states"] for e in episodes])
-        self.pose = poses(states)
+        pose = poses(states)
+        before = np.maximum(np.arange(len(pose)) - 1, np.repeat(self.first, length))
+        self.pose = felt(pose, pose[before])
         actions = [np.concatenate([e["actions"], e["actions"][-1:]]) for e in episodes]
         self.action = np.float32(np.concatenate(actions))
         before = np.concatenate([np.arange(n)[::-1] for n in length])
@@ -168,7 +179,7 @@ class Library:
         scene = np.repeat([e["scene"] for e in episodes], length)
         then = [e + ahead(self.pose[e : e + n, 2]) for e, n in zip(self.first, length, strict=True)]
         camera = env.scene_camera(0, config.size, False)
-        self.ahead = camera.project(self.pose[np.concatenate(then), :3])
+        self.ahead = camera.project(self.pose[np.concatenate(then), :3] * [1, 1, 0])
         self.image = render(config, states, scene, what)
 
     def __len__(self):
@@ -217,6 +228,11 @@ def landings(z, much=0.03, near=0.01):
 def poses(states):
     """Of the gripper.  [M, 7]"""
     return np.float32(states[:, 1:8] / env.Kitchen.JAW)
+
+
+def felt(pose, before):
+    """What a robot is told of its pose: where it is, and how far its fingers have just moved."""
+    return np.concatenate([pose, pose[:, 6:] - before[:, 6:]], 1)
 
 
 def render(config, states, scene, what, chunk=200):
@@ -279,14 +295,38 @@ def tend(crew):
     return int(crew.board.steps.sum())
 
 
-def vary(batch, rng):
-    """Mirror a batch, left for right, or turn its colours, by chance, all of it alike.
+def mingle(batch, table, rng):
+    """Replace what stands still in a part of each episode by what stands still there in another.
 
-    Were each pair turned by itself, its colours would tell which two episodes belong together.
+    A rectangle, or all but one.  What changes in an episode stays, and what is near where its
+    gripper comes down or ends.
     """
+    shape = batch["image"].shape
+    image = batch["image"].reshape(-1, *shape[2:])  # [E, F, H, W, 3]
+    (E, _, H, W, _), first = image.shape, image[:, 0]
+    still = (image == first[:, None]).all((1, 4))  # [E, H, W]
+    y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in (H, W))
+    px, py = np.moveaxis(batch["ahead"][..., 1:, :].reshape(E, -1, 2), 2, 0)[..., None]  # [E, 2 F]
+    near = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None] < NEAR**2
+    low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
+    inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
+    part = still & ~near.any(1) & (inside ^ (rng.random((E, 1, 1)) < 0.5))
+    scenery = np.where(still[..., None], first, table)
+    other = np.roll(scenery, 2 * rng.integers(1, E // 2), 0)  # of another pair
+    batch["image"] = np.where(part[:, None, ..., None], other[:, None], image).reshape(shape)
+
+
+def vary(batch, rng):
+    """Tell poses inexactly; mirror a batch, left for right, or turn its colours, by chance.
+
+    All of it alike: were each pair turned by itself, its colours would tell which two episodes
+    belong together.
+    """
+    noise = rng.normal(0, INEXACT, batch["pose"].shape)
+    batch["pose"] = batch["pose"] + noise.astype(np.float32)
     if rng.random() < 0.5:
         batch["image"] = np.ascontiguousarray(batch["image"][..., ::-1, :])
-        for name, mirror in (("pose", MIRROR), ("action", MIRROR), ("ahead", MIRROR[:2])):
+        for name, mirror in (("pose", MIRROR), ("action", MIRROR[:7]), ("ahead", MIRROR[:2])):
             batch[name] = batch[name] * mirror
     if rng.random() < 0.75:
         turned = batch["image"] @ hues(rng.uniform(0, 2 * np.pi))
@@ -329,7 +369,9 @@ class Agent:
         device, half, channels = config.device, config.half, config.channels
         look = networks.Look(channels, half)
         f = networks.Embedding(channels, config.frames)
-        π = networks.Mixture(channels, K=config.components)
+        table = env.scene_camera(0, config.size, False).on_table(config.size // 2)
+        places = torch.from_numpy((table.reshape(-1, 2) - HOME[:2]) / REACH[:2])
+        π = networks.Mixture(channels, places, K=config.components)
         self.nets = torch.nn.ModuleList([look, f, π]).to(device, memory_format=torch.channels_last)
         self.begin()
 
@@ -408,13 +450,14 @@ LOSSES = ("oil", "contrastive", "end", "ahead")
 
 
 def scaled(pose):
-    """What the policy is told of its pose."""
-    return (pose - torch.from_numpy(HOME).to(pose)) / torch.from_numpy(REACH).to(pose)
+    """What a robot feels of its pose, in units of a step."""
+    home, reach = (torch.from_numpy(np.append(x, y)).to(pose) for x, y in ((HOME, 0), (REACH, 0.5)))
+    return (pose - home) / reach
 
 
 def base(pose):
     """What means are told from: where the gripper is and how it is turned; its fingers from 0."""
-    return pose * pose.new_tensor([1, 1, 1, 0, 0, 1, 0])
+    return pose[..., :7] * pose.new_tensor([1, 1, 1, 0, 0, 1, 0])
 
 
 # --------------------------------------------------------------------------------------------
@@ -441,9 +484,9 @@ def attempt(agent, world, f, stop=None, watch=None):
     if agent.config.method == "bc":
         f = np.zeros_like(f)
     going, length = np.ones(world.n, bool), np.full(world.n, world.horizon)
-    left = np.full(world.n, LAST)  # steps that it takes once it says so
+    left = np.full(world.n, MORE)  # steps that it takes once it says so
     achieved = np.zeros((world.n, len(env.SLOTS)), bool)
-    states, actions = [world.get_state()], []
+    states, actions, before = [world.get_state()], [], world.pose()
     for t in range(world.horizon):
         if stop and stop.asked:
             return None
@@ -452,12 +495,13 @@ def attempt(agent, world, f, stop=None, watch=None):
             watch(world, ids)
         pose = world.pose()
         action = pose.copy()  # who is done stays where it is
-        action[ids], done = act(agent, world.pixels(ids), pose[ids], f[ids])
+        action[ids], done = act(agent, world.pixels(ids), felt(pose, before)[ids], f[ids])
+        before = pose
         d4pg.check_finite(action, action)
         ended = ids[left[ids] == 0]
         achieved[ended], length[ended], going[ended] = world.achieved(ended), t, False
         action[ended] = pose[ended]
-        left[ids] -= done | (left[ids] < LAST)
+        left[ids] -= done | (left[ids] < MORE)
         if not going.any():
             break
         action = np.clip(action, world.low, world.high).astype(np.float32)
@@ -571,13 +615,14 @@ def choose_alpha(f, what):
 
 
 def pair(method, f, what, alpha, rng, block=1024):
-    """Partners of every trial, up to PARTNERS of them at random, -1 where there are no more.
+    """Partners of every trial, up to PARTNERS of them at random, -1 where there are no more; of how
+    many.
 
     By the cosine of embeddings f (mili), by the tasks that were achieved (oracle), or at random.
     And what the pairing is worth: how many pairs, which part of them has a task in common, which
     part of all that have is found.
     """
-    E, found, right, alike = len(f), 0, 0, 0
+    E, right, alike, many = len(f), 0, 0, np.zeros(len(f), int)
     partners = np.full((E, min(PARTNERS, E)), -1)
     for begin in range(0, E, block):
         rows = slice(begin, begin + block)
@@ -585,14 +630,15 @@ def pair(method, f, what, alpha, rng, block=1024):
         good = {"oracle": same, "random": np.ones_like(same)}.get(method, cosine > alpha)
         itself = np.arange(len(good)), np.arange(E)[rows]
         good[itself], same[itself] = False, False
-        found, right, alike = found + good.sum(), right + (good & same).sum(), alike + same.sum()
+        many[rows], right, alike = good.sum(1), right + (good & same).sum(), alike + same.sum()
         lot = np.where(good, rng.random(good.shape, np.float32), -1)
         drawn = np.argpartition(-lot, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
         chosen = np.take_along_axis(lot, drawn, 1)
         drawn = np.where(chosen >= 0, drawn, -1)
         partners[rows] = -np.sort(-drawn, 1)
-    return partners, {"pairs": found // 2, "precision": right / max(found, 1),
-                      "recall": right / max(alike, 1)}  # fmt: skip
+    found = many.sum()
+    return partners, many, {"pairs": found // 2, "precision": right / max(found, 1),
+                            "recall": right / max(alike, 1)}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------
@@ -621,7 +667,7 @@ class Run:
         numbers = chosen_tasks(config.tasks)
         self.episodes = load_demos(config, "train", numbers)
         self.mark = zlib.crc32(np.concatenate([e["states"][:1] for e in self.episodes]))
-        self.demos = self.trials = self.partners = self.crew = None
+        self.demos = self.trials = self.partners = self.many = self.crew = None
         self.meta = np.zeros(0, np.float32)  # the first policy, once there is one
         self.facts = dict.fromkeys(FACTS, np.nan)
         self.losses, self.since, self.judged, self.looks = np.zeros(len(LOSSES)), 0, {}, {}
@@ -652,6 +698,7 @@ class Run:
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")
+        self.table = np.uint8(np.median(self.demos.image[self.demos.first], 0))  # empty
         return self
 
     # -- phases
@@ -702,6 +749,7 @@ class Run:
                 self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
+        mingle(batch, self.table, rng)
         vary(batch, rng)
         self.agent.anneal(progress)
         losses = self.agent.update(batch, len(both[0]["done"]))
@@ -715,10 +763,11 @@ class Run:
         return np.array([rng.permutation(np.flatnonzero(what[:, task]))[:2] for task in tasks])
 
     def draw_trials(self, n, rng):
-        """n trials that have a partner, and one of its partners.  [n, 2]"""
-        count = (self.partners >= 0).sum(1)
-        first = rng.choice(np.flatnonzero(count), n)
-        return np.stack([first, self.partners[first, rng.integers(count[first])]], 1)
+        """n trials that have partners, of many kinds, and a partner of each.  [n, 2]"""
+        kept = (self.partners >= 0).sum(1)
+        rare = np.where(kept > 0, 1 / np.maximum(self.many, 1), 0)
+        first = rng.choice(len(kept), n, p=rare / rare.sum())
+        return np.stack([first, self.partners[first, rng.integers(kept[first])]], 1)
 
     # -- trials, and pairs of them
 
@@ -775,13 +824,13 @@ class Run:
             alpha = choose_alpha(f, library.what)
         rng = np.random.default_rng((6, config.seed, turn))
         f = self.agent.embed(self.trials)
-        self.partners, worth = pair(config.method, f, self.trials.what, alpha, rng)
+        self.partners, self.many, worth = pair(config.method, f, self.trials.what, alpha, rng)
         best = np.sort((f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)])[-1]
         env.check(worth["pairs"] > 0, f"no two trials are more alike than α = {alpha:.2f}, the "
                   f"most alike of the first have {best:.2f}: lower --alpha")  # fmt: skip
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
         path = self.folder / f"pairs{turn}.npz"
-        rows = {"partners": self.partners, "f": f}
+        rows = {"partners": self.partners, "many": self.many, "f": f}
         env.write_atomically(path, lambda file: np.savez_compressed(file, **rows))
         self.steps += 1
         return (
@@ -795,7 +844,7 @@ class Run:
         trials, _, _ = self.read_trials(turn)
         self.trials = Library(self.config, trials, "trials as images")
         with np.load(self.folder / f"pairs{turn}.npz", allow_pickle=False) as file:
-            self.partners = file["partners"]
+            self.partners, self.many = file["partners"], file["many"]
         same = f"pairs{turn}.npz is not of these trials; begin a new run"
         env.check(len(self.partners) == len(self.trials), same)
 

@@ -185,22 +185,29 @@ class Look(nn.Module):
             fine = self.first(x.mul_(1 / 255).sub_(0.5))
             coarse = self.rest(fine)
             what = nn.functional.interpolate(self.what(coarse), fine.shape[2:])
-            return coarse.float(), self.both(self.where(fine) + what).float()
+            return coarse, self.both(self.where(fine) + what)
 
 
-def glimpse(maps, queries):
+def glimpse(maps, queries, places=None, sharp=0):
     """For each query: where in the maps it is met, and what is there.
 
-    Maps [B, C, h, w], queries [n, C] or [B, n, C].  Places in [-1, 1]² and contents, [B, n, 2 + C],
-    and the heat that they are means by, as logits [B, n, h, w].
+    Maps [B, C, h, w], queries [n, C] or [B, n, C], places [h w, 2] of the maps' cells: from -1 to 1
+    in the image unless told.  Places and contents, [B, n, 2 + C], and the heat that they are means
+    by, as logits [B, n, h, w].  Of the first `sharp` queries only what is near the hottest cell
+    counts: a mean of two things is where nothing is.
     """
     h, w = maps.shape[2:]
     pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, C], as they lie in memory
-    heat = (pixels @ queries.mT).mT  # [B, n, h w]
-    y, x = ((torch.arange(n, device=heat.device) + 0.5) / n * 2 - 1 for n in (h, w))
-    places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)  # [h w, 2]
-    p = heat.softmax(2)
-    return torch.cat([p @ places, p @ pixels], 2), heat.unflatten(2, (h, w))
+    heat = (pixels @ queries.to(pixels.dtype).mT).mT.float()  # [B, n, h w]
+    if places is None:
+        y, x = ((torch.arange(n, device=heat.device) + 0.5) / n * 2 - 1 for n in (h, w))
+        places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)
+    hot, cell = heat[:, :sharp].argmax(2, True), torch.arange(h * w, device=heat.device)
+    far = torch.maximum((cell % w - hot % w).abs(), (cell // w - hot // w).abs()) > 2
+    near = torch.cat([heat[:, :sharp].masked_fill(far, -torch.inf), heat[:, sharp:]], 1)
+    p = near.softmax(2)
+    seen = torch.cat([p @ places, (p.to(pixels.dtype) @ pixels).float()], 2)
+    return seen, heat.unflatten(2, (h, w))
 
 
 def surprise(heat, places):
@@ -251,9 +258,11 @@ class Embedding(nn.Module):
 class Mixture(nn.Module):
     """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
 
-    def __init__(self, channels, pose=7, size=32, hidden=256, K=5, glimpses=8):
+    def __init__(self, channels, places, pose=8, size=32, hidden=256, K=5, glimpses=8, actions=7):
+        """Places [h w, 2] of the maps' cells, as a pose's first two numbers tell them."""
         super().__init__()
-        self.channels, self.glimpses, self.K, self.pose = channels, glimpses, K, pose
+        self.register_buffer("places", places)
+        self.channels, self.glimpses, self.K, self.actions = channels, glimpses, K, actions
         self.query = mlp(size + pose, glimpses * channels, 128, 1)  # what to look for, by what
         nn.init.normal_(self.query[-1].weight, 0, 0.1)  # was shown and how far one has come
         inputs = glimpses * (2 + channels) + pose + size
@@ -261,8 +270,8 @@ class Mixture(nn.Module):
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(hidden, K + K * pose + 1)
-        self.spread = nn.Parameter(torch.full((K, pose), -1.0))
+        self.out = nn.Linear(hidden, K + K * actions + 1)
+        self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
     def forward(self, maps, pose, f):
         """Maps and pose of B moments, each with an embedding [B, size].
@@ -271,11 +280,13 @@ class Mixture(nn.Module):
         and the heat maps it looks by [B, glimpses, h, w].
         """
         queries = self.query(torch.cat([f, pose], 1)).unflatten(1, (self.glimpses, self.channels))
-        seen, heat = glimpse(maps, queries)
+        seen, heat = glimpse(maps, queries, self.places, sharp=3)
+        way = seen[..., :2] - pose[:, None, :2]  # from the gripper to what it looks at
+        seen = torch.cat([way, seen[..., 2:]], 2)
         out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
-        logits, means, end = out.split([self.K, self.K * self.pose, 1], 1)
+        logits, means, end = out.split([self.K, self.K * self.actions, 1], 1)
         σ = nn.functional.softplus(self.spread) + 0.05
-        return logits, means.unflatten(1, (self.K, self.pose)), σ, end[:, 0], heat
+        return logits, means.unflatten(1, (self.K, self.actions)), σ, end[:, 0], heat
 
 
 @contextlib.contextmanager

@@ -43,6 +43,8 @@ SMALL = (  # what images need on two cores, and features likewise, to compare: r
 REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50 --steps 150000 --eval_every 15000"
 SHORT = "--steps 60000 --eval_every 6000"
 EYES = "--obs pixels --size 48 --dial"
+NETWORKS = {"impala": "small (IMPALA)", "large_without_norm": "large",
+            "large": "large, instance normalisation"}  # fmt: skip
 RUNS = {  # figure: {name: command of train.py}
     "default": {"default": "metamimic"},
     "fig5": {
@@ -51,7 +53,7 @@ RUNS = {  # figure: {name: command of train.py}
     },
     "fig6": {
         f"fig6_{network}": f"metamimic {REACH} {SHORT} {EYES} 0.125 --network {network}"
-        for network in ("impala", "large_without_norm", "large")
+        for network in NETWORKS
     },
     "fig8": {
         "metamimic": f"metamimic {STEPS} --amid 0",
@@ -129,13 +131,11 @@ def draw_fig5(_):
 def draw_fig6(_):
     """Networks that look at images, on demonstrations never seen."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
-    lines = {"impala": "small (IMPALA)", "large_without_norm": "large",
-             "large": "large, instance normalisation"}  # fmt: skip
     titles = {"imitation_val_ratio": "task reward, part of B's",
               "tracking_seen_val": "tracking of pixels (eq. 2)",
               "tracking_body_val": "tracking of the body (eq. 2)"}  # fmt: skip
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
-        for colour, (network, label) in enumerate(lines.items()):
+        for colour, (network, label) in enumerate(NETWORKS.items()):
             _, curves = read(f"fig6_{network}")
             plot(axis, curves, "steps", column, label, f"C{colour}")
         axis.set(title=title, xlabel="environment steps, millions", ylim=(0, None))
@@ -175,6 +175,20 @@ def draw_fig8(reward):
     save(figure, "fig8")
 
 
+def draw_pixels(_):
+    """Reach from images, beside features."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+    titles = {"imitation_val_ratio": "task reward, part of B's",
+              "imitation_val_reward": "imitation reward a step (eq. 2)"}  # fmt: skip
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        for colour, eyes in enumerate(("features", "pixels")):
+            plot(axis, read(f"{eyes}_reach")[1], "steps", column, eyes, f"C{colour}")
+        axis.set(title=title, xlabel="environment steps, millions", ylim=(0, None))
+        axis.title.set_fontsize(10)
+    axes[0].legend(loc="lower right")
+    save(figure, "pixels")
+
+
 DEFAULT = "default"
 CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
     "imitation_train_ratio": (DEFAULT, "imitation_train_ratio", "0.67 to 0.81"),
@@ -194,6 +208,20 @@ CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
     "d4pgfd_ratio": ("d4pgfd", "eval_return", "as MetaMimic"),
     "metamimic_ratio": ("metamimic", "task_policy_ratio", "1.5"),
     "metamimic_curriculum_ratio": ("metamimic_curriculum", "task_policy_ratio", "best of all"),
+    **{
+        f"fig6_{network}_{what}": (f"fig6_{network}", column, None)
+        for network in NETWORKS
+        for what, column in (
+            ("val", "imitation_val_ratio"),
+            ("seen", "tracking_seen_val"),
+            ("body", "tracking_body_val"),
+        )
+    },
+    **{
+        f"pixels_reach_{what}": ("pixels_reach", f"imitation_{what}", None)
+        for what in ("train_ratio", "val_ratio", "val_reward")
+    },
+    "pixels_reach_from_features_val_ratio": ("features_reach", "imitation_val_ratio", None),
 }
 
 
@@ -229,6 +257,7 @@ def main():
             draw_fig6: "fig6_large",
             draw_fig7: "fig7",
             draw_fig8: "d4pgfd",
+            draw_pixels: "pixels_reach",
         }
         for draw, run in last.items():
             if len(list(RESULTS.glob(f"{run}-*.csv"))) == SEEDS:

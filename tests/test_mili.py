@@ -128,7 +128,7 @@ def test_poses_and_actions_are_the_files(begun, demos):
     T = int(np.flatnonzero(demo["rewards"])[0]) + 1  # until its task is done
     first, length = run.demos.first[7], run.demos.length[7]
     part = slice(first, first + length)
-    np.testing.assert_allclose(run.demos.pose[part], demo["obs/body"][: T + 1], atol=1e-6)
+    np.testing.assert_allclose(run.demos.pose[part, :7], demo["obs/body"][: T + 1], atol=1e-6)
     np.testing.assert_array_equal(run.demos.action[part][:-1], demo["actions"][:T])
     assert run.demos.done[part].tolist() == [0] * (length - 2) + [1, 1]
 
@@ -202,6 +202,31 @@ def test_a_glimpse_tells_where_its_query_is_met_and_what_is_there():
     seen, heat = networks.glimpse(maps, torch.tensor([[9.0, 0.0, 0.0]]))
     np.testing.assert_allclose(seen[0, 0], [-0.8, 0.75, 9, 0, 4], atol=1e-3)
     assert heat[0, 0].argmax() == 3 * 5
+
+
+def test_a_sharp_glimpse_looks_at_one_of_two_things_and_not_between_them():
+    maps = torch.zeros(1, 3, 4, 12)
+    maps[0, 0, 1, [1, 10]] = torch.tensor([20.0, 20.5])  # the right one is a little more like it
+    places = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(12.0), indexing="ij"), -1)
+    queries, places = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]), places.flatten(0, 1)
+    seen, heat = networks.glimpse(maps, queries, places, sharp=1)
+    np.testing.assert_allclose(seen[0, 0], [1, 10, 20.5, 0, 0], atol=1e-3)
+    assert 5 < seen[0, 1, 1] < 8  # a mean
+    assert torch.equal(heat[0, 0], heat[0, 1])
+
+
+def test_the_policy_is_told_how_far_what_it_sees_is_from_its_gripper(config):
+    """A thing lies where the gripper's shadow would be at noon: 0, wherever that is."""
+    camera, world = env.scene_camera(0, 48, False), env.Kitchen(1, obs="features")
+    places = camera.on_table(24)
+    points = np.concatenate([places, np.zeros((24, 24, 1))], 2)
+    cell = (np.arange(24) + 0.5) / 12 - 1
+    np.testing.assert_allclose(camera.project(points)[..., 0], np.tile(cell, (24, 1)), atol=1e-5)
+    np.testing.assert_allclose(camera.project(points)[..., 1].T, np.tile(cell, (24, 1)), atol=1e-5)
+    told = mili.Agent(config(size=48)).nets[2].places.view(24, 24, 2)
+    pose = torch.from_numpy(mili.felt(world.pose(), world.pose()))
+    pose[0, :2] = torch.from_numpy(places[17, 5])
+    np.testing.assert_allclose(mili.scaled(pose)[0, :2], told[17, 5], atol=1e-5)
 
 
 def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
@@ -285,8 +310,10 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
     for seed in range(20):
         after = {name: value.copy() for name, value in before.items()}
         mili.vary(after, np.random.default_rng(seed))
-        mirrored = (after["pose"] != before["pose"]).any()
+        mirrored = (after["action"] != before["action"]).any()
         x = -1 if mirrored else 1
+        off = after["pose"] - before["pose"] * [x, 1, 1, 1, x, x, 1, 1]
+        np.testing.assert_allclose(off.reshape(-1, 8).std(0), mili.INEXACT, rtol=0.5, atol=1e-6)
         np.testing.assert_array_equal(after["action"][..., 0], x * before["action"][..., 0])
         np.testing.assert_array_equal(after["ahead"][..., 0], x * before["ahead"][..., 0])
         np.testing.assert_array_equal(after["action"][..., 2], before["action"][..., 2])
@@ -297,6 +324,31 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
         assert dull.any()
         assert abs(now - before["image"])[dull].max() < 5
     assert len(seen) == 4  # both, either, neither
+
+
+def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere():
+    """Two scenes of flat colours: in one a spot moves, in the other another."""
+    image = np.full((2, 2, 3, 32, 32, 3), 10, np.uint8)
+    image[1] = 200
+    moving = np.zeros((3, 32, 32), bool)
+    for t in range(3):
+        moving[t, 4:7, 5 * t : 5 * t + 4] = True
+    image[:, :, moving] = 77
+    ahead = np.full((2, 2, 3, 3, 2), 0.5, np.float32)
+    before = {"image": image, "ahead": ahead}
+    table, replaced = np.full((32, 32, 3), 50, np.uint8), np.zeros((2, 2, 32, 32))
+    for seed in range(100):
+        batch = {name: value.copy() for name, value in before.items()}
+        mili.mingle(batch, table, np.random.default_rng(seed))
+        new = (batch["image"] != image).any(-1)  # [2, 2, F, H, W]
+        assert (new == new[:, :, :1]).all()  # the same in all frames
+        assert not new[..., moving.any(0)].any()  # what moves stays
+        assert not new[..., 23:25, 23:25].any()  # what lies where the gripper comes down, too
+        assert set(np.unique(batch["image"][0][new[0]])) <= {50, 200}  # another pair's, or table
+        assert set(np.unique(batch["image"][1][new[1]])) <= {50, 10}
+        replaced += new[:, :, 0]
+    often = replaced[..., ~moving.any(0)] / 100
+    assert 0.2 < often.mean() < 0.7
 
 
 def test_a_third_of_a_turn_exchanges_colours():
@@ -322,8 +374,8 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
         for t in range(length):
             later = [k for k in mili.landings(z) if k > t]
             then = [min(t + 5, length - 1), min([*later, length - 1]), length - 1]
-            expected = camera.project(library.pose[[first + k for k in then], :3])
-            np.testing.assert_array_equal(library.ahead[first + t], expected)
+            shadow = library.pose[[first + k for k in then], :3] * [1, 1, 0]  # under the gripper
+            np.testing.assert_array_equal(library.ahead[first + t], camera.project(shadow))
 
 
 # -- trials
@@ -337,15 +389,15 @@ def test_actions_are_the_likeliest_component_from_where_the_gripper_is(begun):
     fake = lambda *_: (*told, torch.tensor([-1.0, 4.0]), None)
     nets = [lambda x: (x, x), None, fake]
     agent = SimpleNamespace(nets=nets, config=run.config)
-    pose = np.random.default_rng(0).random((2, 7), np.float32)
+    pose = np.random.default_rng(0).random((2, 8), np.float32)
     action, done = mili.act(agent, np.zeros((2, 8, 8, 3), np.uint8), pose, np.zeros((2, 32), "f4"))
     pose[:, [3, 4, 6]] = 0  # told as they are
-    np.testing.assert_allclose(action - pose, [[0.03, *[0] * 6]] * 2, atol=1e-6)  # half of 6 cm
+    np.testing.assert_allclose(action - pose[:, :7], [[0.03, *[0] * 6]] * 2, atol=1e-6)  # half of 6 cm
     assert done.tolist() == [False, True]
 
 
 def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
-    """A trial ends two steps after its robot says so, and is judged there."""
+    """A trial ends five steps after its robot says so, and is judged there."""
     tasks = [task for task in env.tasks_of("val") if task.family in ("press", "grasp")][:4]
     world = env.Kitchen(4, 5, obs="features", size=32, tasks=tasks)
     operator = env.Operator(world, 5)
@@ -420,9 +472,10 @@ def test_pairs_are_those_of_algorithm_1(block):
     f /= np.linalg.norm(f, axis=1, keepdims=True)
     what = (rng.random((20, 6)) < 0.3).astype(np.float32)
     expected, precision, recall = literal_pairs(f, what, 0.7)
-    partners, worth = mili.pair("mili", f, what, 0.7, rng, block)
+    partners, many, worth = mili.pair("mili", f, what, 0.7, rng, block)
     found = {(n, int(m)) for n, row in enumerate(partners) for m in row if m >= 0}
     assert found == expected
+    assert many.tolist() == [sum(n == one for one, _ in expected) for n in range(20)]
     assert worth["pairs"] == len(expected) // 2
     np.testing.assert_allclose([worth["precision"], worth["recall"]], [precision, recall])
     filled = (partners >= 0).astype(int)
@@ -433,11 +486,12 @@ def test_the_oracle_pairs_what_achieved_the_same_and_chance_pairs_anything():
     rng = np.random.default_rng(0)
     what = np.eye(4, dtype=np.float32)[rng.integers(4, size=200)]
     f = np.ones((200, 1), np.float32)
-    partners, worth = mili.pair("oracle", f, what, 0.5, rng)
+    partners, many, worth = mili.pair("oracle", f, what, 0.5, rng)
     assert worth["precision"] == worth["recall"] == 1
     mine, theirs = what.argmax(1)[:, None], what.argmax(1)[partners]
     assert (mine == theirs)[partners >= 0].all()
-    partners, worth = mili.pair("random", f, what, 0.5, rng)
+    assert many.tolist() == ((what @ what.T).sum(1) - 1).tolist()  # more than are kept
+    partners, _, worth = mili.pair("random", f, what, 0.5, rng)
     assert (partners >= 0).all()
     assert (partners != np.arange(200)[:, None]).all()
     assert worth["pairs"] == 200 * 199 / 2
@@ -460,7 +514,8 @@ def test_alpha_is_what_pairs_the_validation_tasks_best():
 
 def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     """Trained a little, f pairs the demonstrations it knows by their tasks, and tells how well."""
-    monkeypatch.setattr(mili, "vary", lambda *_: None)  # these very demonstrations
+    for change in ("vary", "mingle"):
+        monkeypatch.setattr(mili, change, lambda *_: None)  # these very demonstrations
     run = begun(updates=300, channels=16, trials=16, batch=8, lr=3e-3, lr_end=0.1)
     for _ in range(300):
         run.round()
@@ -477,6 +532,16 @@ def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     assert run.facts["precision"] > 2 * chance
     mixed = run.draw_trials(50, np.random.default_rng(0))
     assert (partners[mixed[:, 0]] == mixed[:, 1:]).any(1).all()
+
+
+def test_of_many_trials_alike_each_is_drawn_as_rarely(begun):
+    """Ninety that are alike together as often as ten, and those without a partner never."""
+    run = begun()
+    run.partners = np.full((101, 32), -1)
+    run.partners[:90], run.partners[90:100], run.many = 0, 91, np.repeat([89, 9, 0], [90, 10, 1])
+    first = run.draw_trials(10_000, np.random.default_rng(0))[:, 0]
+    assert first.max() < 100
+    assert abs((first < 90).mean() - (90 / 89) / (90 / 89 + 10 / 9)) < 0.02
 
 
 def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
