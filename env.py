@@ -1044,7 +1044,7 @@ class Operator:
         self.world, self.seed = world, seed
         n = world.n
         self.script = np.zeros((n, 9, 8))  # anchor, x, y, z, finger angle, speed, tolerance, stay
-        self.phase, self.frames = np.zeros(n, int), np.zeros(n, int)
+        self.phase, self.frames, self.fingers = np.zeros(n, int), np.zeros(n, int), np.zeros(n)
         self.entry, self.yaw, self.way = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 3))
         self.slot, self.ended = [()] * n, np.zeros(n, bool)  # has a script come to its end?
         self.episode = np.zeros(n, int)  # for which the scripts were drawn
@@ -1094,14 +1094,14 @@ class Operator:
         rows = [
             [OBJECT, x, y, z + high, wide, fast, 0.02, 0],
             [OBJECT, x, y, z, wide, slow, 0.006, 0],
-            [BESIDE, 0, 0, 0, 0, slow, 1, 2],
+            [BESIDE, 0, 0, 0, 0, slow, 1, 0],
             [BESIDE, 0, 0, high, 0, fast, 0.02, 0],
         ]
         if family == "place":
             rows += [
                 [CARRY, *side, high + 0.01, 0, 0.8 * fast, 0.02, 0],
                 [CARRY, *side, b.floor + 0.006, 0, slow, 0.01, 0],
-                [BESIDE, 0, 0, 0, wide, slow, 1, 2],
+                [BESIDE, 0, 0, 0, wide, slow, 1, 0],
                 [BESIDE, 0, 0, 0.12, wide, fast, 0.02, 3],
             ]
         else:
@@ -1111,9 +1111,23 @@ class Operator:
     def act(self):
         """Absolute poses, a step towards each robot's next waypoint."""
         self.begin()
+        self._move_on()
+        pose = self.world.physics.qpos[:, :7] / self.world.JAW
+        error, turn = self._error()
+        finger, speed = self.script[np.arange(self.world.n), self.phase, 4:6].T
+        distance = np.linalg.norm(error, axis=1)
+        move = error * np.minimum(1, speed / np.maximum(distance, 1e-9))[:, None]
+        actions = np.concatenate([pose[:, :3] + move, 0 * move, finger[:, None]], 1)
+        actions[:, 5] = pose[:, 5] + np.clip(turn, -0.4, 0.4)
+        self.frames += 1
+        self.fingers = pose[:, 6]
+        return np.clip(actions, self.world.low, self.world.high)
+
+    def _error(self):
+        """From where each gripper is to its waypoint, and how far it has to turn."""
         world, robots = self.world, np.arange(self.world.n)
         tool = world.physics.qpos[:, :3]
-        anchor, x, y, z, finger, speed, tolerance, stay = self.script[robots, self.phase].T
+        anchor, x, y, z = self.script[robots, self.phase, :4].T
         press = np.array([slot[0] == "press" for slot in self.slot])
         first = np.array([slot[1] for slot in self.slot])
         last = np.array([slot[-1] for slot in self.slot])
@@ -1122,22 +1136,26 @@ class Operator:
         ahead = a + 0.06 * self.way
         bases = np.stack([self.entry, a, b, b + tool - a, ahead])  # by anchor
         goal = bases[anchor.astype(int), robots] + np.stack([x, y, z], 1)
-        error = goal - tool
-        distance = np.linalg.norm(error, axis=1)
-        move = error * np.minimum(1, speed / np.maximum(distance, 1e-9))[:, None]
-        pose = world.physics.qpos[:, :7] / world.JAW
-        turn = (self.yaw - pose[:, 5] + np.pi / 2) % np.pi - np.pi / 2  # jaws are alike
-        actions = np.concatenate([tool + move, 0 * move, finger[:, None]], 1)
-        actions[:, 5] = pose[:, 5] + np.clip(turn, -0.4, 0.4)
-        self.frames += 1
-        met = world.touched[robots, np.clip(first + last - 1, 0, 2)] > 0
-        arrived = np.where(anchor == PUSH, met, distance < tolerance) & (np.abs(turn) < 0.1)
-        done = np.flatnonzero(arrived & (self.frames > stay))
+        turn = self.yaw - world.physics.qpos[:, 5]
+        return goal - tool, (turn + np.pi / 2) % np.pi - np.pi / 2  # jaws are alike
+
+    def _move_on(self):
+        """Who has arrived, and whose fingers have come to rest, goes on to the next waypoint.
+
+        At once, and for no other reason: what is done can be told from how things are.
+        """
+        world, robots = self.world, np.arange(self.world.n)
+        error, turn = self._error()
+        anchor, tolerance, stay = self.script[robots, self.phase][:, [0, 6, 7]].T
+        pair = np.array([slot[1] + slot[-1] - 1 for slot in self.slot])
+        met = world.touched[robots, np.clip(pair, 0, 2)] > 0
+        near = (np.linalg.norm(error, axis=1) < tolerance) & (np.abs(turn) < 0.1)
+        rest = np.abs(world.physics.qpos[:, 6] / world.JAW[6] - self.fingers) < 0.02
+        done = np.flatnonzero(np.where(anchor == PUSH, met, near & rest) & (self.frames > stay))
         self.phase[done] += 1
         self.frames[done] = 0
-        self.entry[done] = tool[done]
-        self.ended = np.isinf(stay)
-        return np.clip(actions, world.low, world.high)
+        self.entry[done] = world.physics.qpos[done, :3]
+        self.ended = np.isinf(self.script[robots, self.phase, 7])
 
 
 # --------------------------------------------------------------------------------------------

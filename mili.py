@@ -16,7 +16,9 @@ Departures from the paper, and what it leaves open:
  2. Both demonstrations of a pair are cloned, each under the embedding of the other: twice as much
     learned from images that have been looked at anyway.
  3. The mixture's means are told from where the gripper is, in units of what it moves in a step;
-    its fingers and its upright bearing from 0.  Actions are absolute poses, as in the paper.
+    its fingers and its upright bearing from 0.  Actions are absolute poses, as in the paper.  A
+    component is drawn, by the squares of their weights: the likeliest alone keeps a robot for good
+    where staying is but a little likelier than going on.
  4. The policy also learns when it is done (the last two frames of a demonstration), as its
     authors' published code can: a trial ends five steps after it says so, or after 50 steps.
  5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
@@ -25,8 +27,8 @@ Departures from the paper, and what it leaves open:
     demonstrations, so that a next round has an embedding to pair with (line 24 has eq. 2 alone).
  7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
  8. Three of the policy's glimpses learn to look where the gripper will be 5 steps later, where it
-    next comes down, and where it ends: most moves tell only roughly where they lead.  Places are
-    told on the table, from the gripper: where the camera stands is known.
+    next comes down, and where it ends, and the policy to say so: most moves tell only roughly where
+    they lead.  Places are told on the table, from the gripper: the camera's place is known.
  9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
     shown.  So parts of what stands still are replaced by what stands still in others, half of the
@@ -160,8 +162,8 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose [M, 8], action [M, 7], done [M], ahead [M, 3, 2] on the table, in the
-    image; first and length of each episode.  An episode's last frame has its last action again.
+    image [M, H, W, 3], pose [M, 8], action [M, 7], done [M], ahead [M, 3, 2] on the table; first
+    and length of each episode.  An episode's last frame has its last action again.
     """
 
     def __init__(self, config, episodes, what):
@@ -178,8 +180,7 @@ class Library:
         self.done = np.float32(before < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
         then = [e + ahead(self.pose[e : e + n, 2]) for e, n in zip(self.first, length, strict=True)]
-        camera = env.scene_camera(0, config.size, False)
-        self.ahead = camera.project(self.pose[np.concatenate(then), :3] * [1, 1, 0])
+        self.ahead = self.pose[np.concatenate(then), :2]
         self.image = render(config, states, scene, what)
 
     def __len__(self):
@@ -223,6 +224,12 @@ def landings(z, much=0.03, near=0.01):
     if falling:
         found.append((begin, extreme))
     return [a + int(np.argmax(z[a : low + 1] <= z[low] + near)) for a, low in found]
+
+
+def in_image(size, xy):
+    """Where points of the table are seen.  [..., 2]"""
+    points = np.concatenate([xy, np.zeros_like(xy[..., :1])], -1)
+    return env.scene_camera(0, size, False).project(points)
 
 
 def poses(states):
@@ -306,7 +313,8 @@ def mingle(batch, table, rng):
     (E, _, H, W, _), first = image.shape, image[:, 0]
     still = (image == first[:, None]).all((1, 4))  # [E, H, W]
     y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in (H, W))
-    px, py = np.moveaxis(batch["ahead"][..., 1:, :].reshape(E, -1, 2), 2, 0)[..., None]  # [E, 2 F]
+    places = in_image(W, batch["ahead"][..., 1:, :]).reshape(E, -1, 2)  # [E, 2 F, 2]
+    px, py = np.moveaxis(places, 2, 0)[..., None]
     near = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None] < NEAR**2
     low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
@@ -391,6 +399,7 @@ class Agent:
         The first n pairs are demonstrations, each pair of another task.
         """
         config, (look, embed, policy) = self.config, self.nets.train()
+        batch = batch | {"places": in_image(config.size, batch["ahead"])}
         batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
         coarse, maps = look(batch["image"].flatten(0, 2))
@@ -398,13 +407,16 @@ class Agent:
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
         pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
-        *mixture, end, heat = policy(maps, scaled(pose), shown)
-        move = (action - base(pose)) / torch.from_numpy(REACH).to(pose)
+        *mixture, end, heat, aim = policy(maps, scaled(pose), shown)
+        reach = torch.from_numpy(REACH).to(pose)
+        move = (action - base(pose)) / reach
+        way = (batch["ahead"].flatten(0, 2) - pose[:, None, :2]) / reach[:2]
         L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         done = batch["done"].flatten()
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
-        L_ahead = networks.surprise(heat[:, :3], batch["ahead"].flatten(0, 2)).mean()
+        L_ahead = networks.surprise(heat[:, :3], batch["places"].flatten(0, 2)).mean()
+        L_ahead = L_ahead + torch.nn.functional.smooth_l1_loss(aim, way, beta=0.3)
         loss = L_oil + L_c + L_end + L_ahead  # eq. 3, and departures 4 and 8
         self.adam.zero_grad()
         loss.backward()
@@ -466,17 +478,19 @@ def base(pose):
 
 
 @torch.no_grad()
-def act(agent, images, pose, f):
-    """The mean of the likeliest component, as an absolute pose; is all done?"""
+def act(agent, images, pose, f, rng):
+    """The mean of a likely component, as an absolute pose; is all done?"""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    logits, means, _, end, _ = policy(look(images)[1], scaled(pose), f)
-    move = means[torch.arange(len(means)), logits.argmax(1)]
+    logits, means, _, end, *_ = policy(look(images)[1], scaled(pose), f)
+    chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
+    drawn = (chance < rng.random((len(chance), 1))).sum(1)
+    move = means[torch.arange(len(means)), torch.from_numpy(drawn)]
     action = base(pose) + torch.from_numpy(REACH).to(pose) * move
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 
-def attempt(agent, world, f, stop=None, watch=None):
+def attempt(agent, world, f, rng, stop=None, watch=None):
     """Every robot acts on its embedding, until it says that it is done.
 
     Episodes as they are kept, or None if `stop` is asked for.
@@ -495,7 +509,7 @@ def attempt(agent, world, f, stop=None, watch=None):
             watch(world, ids)
         pose = world.pose()
         action = pose.copy()  # who is done stays where it is
-        action[ids], done = act(agent, world.pixels(ids), felt(pose, before)[ids], f[ids])
+        action[ids], done = act(agent, world.pixels(ids), felt(pose, before)[ids], f[ids], rng)
         before = pose
         d4pg.check_finite(action, action)
         ended = ids[left[ids] == 0]
@@ -548,7 +562,7 @@ class Collector:
         tasks = [env.Task(int(s), 0) for s in scene]
         seed = int(rng.integers(2**32))
         world = env.Kitchen(n, seed, obs="features", size=config.size, tasks=tasks)
-        trials = attempt(self.agent, world, self.f[demo])  # collect trial τ_n with π(a | o, d)
+        trials = attempt(self.agent, world, self.f[demo], rng)  # collect trial τ_n with π(a | o, d)
         useful = [trial for trial in trials if trial["achieved"].any()]  # F(τ_n)
         save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
         self.board.steps[self.number] += n
@@ -881,7 +895,8 @@ class Run:
         f, done = f.reshape(len(tasks), config.per_task, -1), []
         for k in tqdm(range(episodes), "playing", leave=False, disable=episodes < 3):
             world = env.Kitchen(len(tasks), 1_000_003 + k, "features", config.size, tasks=tasks)
-            trials = attempt(self.agent, world, f[:, k % config.per_task], stop)
+            rng = np.random.default_rng((7, k))
+            trials = attempt(self.agent, world, f[:, k % config.per_task], rng, stop)
             if trials is None:
                 return None
             done.append([trial["achieved"][task.slot] for trial, task in zip(trials, tasks)])

@@ -270,23 +270,24 @@ class Mixture(nn.Module):
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(hidden, K + K * actions + 1)
+        self.out = nn.Linear(hidden, K + K * actions + 1 + 6)
         self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
     def forward(self, maps, pose, f):
         """Maps and pose of B moments, each with an embedding [B, size].
 
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
-        and the heat maps it looks by [B, glimpses, h, w].
+        the heat maps it looks by [B, glimpses, h, w], and where it aims at [B, 3, 2].
         """
         queries = self.query(torch.cat([f, pose], 1)).unflatten(1, (self.glimpses, self.channels))
         seen, heat = glimpse(maps, queries, self.places, sharp=3)
         way = seen[..., :2] - pose[:, None, :2]  # from the gripper to what it looks at
         seen = torch.cat([way, seen[..., 2:]], 2)
         out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
-        logits, means, end = out.split([self.K, self.K * self.actions, 1], 1)
+        logits, means, end, aim = out.split([self.K, self.K * self.actions, 1, 6], 1)
         σ = nn.functional.softplus(self.spread) + 0.05
-        return logits, means.unflatten(1, (self.K, self.actions)), σ, end[:, 0], heat
+        means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (3, 2))
+        return logits, means, σ, end[:, 0], heat, aim
 
 
 @contextlib.contextmanager

@@ -330,7 +330,8 @@ def film_rollouts(run):
     size = run.config.size
     world = env.Kitchen(4, 1_000_003, "features", size, tasks=[tasks[k] for k in mine])
     first = np.array(mine) * per_task
-    return film_both([library.episodes[k] for k in first], mili.attempt(run.agent, world, f[first]))
+    trials = mili.attempt(run.agent, world, f[first], np.random.default_rng(0))
+    return film_both([library.episodes[k] for k in first], trials)
 
 
 def film_both(above, below):

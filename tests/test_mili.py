@@ -254,10 +254,14 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
                         for k in ("image", "pose", "action", "done")
                     )
                     _, fine = look(image)
-                    *mixture, end, heat = policy(fine, mili.scaled(pose), f[n, i][None])
+                    *mixture, end, heat, aim = policy(fine, mili.scaled(pose), f[n, i][None])
                     move = (action - mili.base(pose)) / torch.tensor(mili.REACH)
-                    for k, place in enumerate(batch["ahead"][i, m, t]):
-                        ways.append(literal_surprise(heat[0, k].numpy(), place))
+                    for k, xy in enumerate(batch["ahead"][i, m, t]):
+                        place = mili.in_image(run.config.size, xy)
+                        off = aim[0, k].numpy() - (xy - batch["pose"][i, m, t, :2]) / 0.06
+                        near = abs(off) < 0.3
+                        smooth = np.where(near, off**2 / 0.6, abs(off) - 0.15).mean()
+                        ways.append(literal_surprise(heat[0, k].numpy(), place) + smooth)
                     oil.append(mili.negative_log_likelihood(mixture, move).item())
                     p = torch.sigmoid(end).item()
                     ends.append(-math.log(p if done else 1 - p))
@@ -297,7 +301,7 @@ def test_behaviour_cloning_looks_at_no_demonstration(begun, config):
         episodes = []
         for one in f:
             world = env.Kitchen(1, 3, obs="features", size=32, tasks=[task])
-            episodes.append(mili.attempt(agent, world, one[None])[0])
+            episodes.append(mili.attempt(agent, world, one[None], np.random.default_rng(0))[0])
         first, second = (e["actions"][0] for e in episodes)
         assert np.array_equal(first, second) == alike
 
@@ -334,7 +338,7 @@ def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere()
     for t in range(3):
         moving[t, 4:7, 5 * t : 5 * t + 4] = True
     image[:, :, moving] = 77
-    ahead = np.full((2, 2, 3, 3, 2), 0.5, np.float32)
+    ahead = np.tile(env.scene_camera(0, 32, False).on_table(32)[24, 24], (2, 2, 3, 3, 1))
     before = {"image": image, "ahead": ahead}
     table, replaced = np.full((32, 32, 3), 50, np.uint8), np.zeros((2, 2, 32, 32))
     for seed in range(100):
@@ -374,26 +378,34 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
         for t in range(length):
             later = [k for k in mili.landings(z) if k > t]
             then = [min(t + 5, length - 1), min([*later, length - 1]), length - 1]
-            shadow = library.pose[[first + k for k in then], :3] * [1, 1, 0]  # under the gripper
-            np.testing.assert_array_equal(library.ahead[first + t], camera.project(shadow))
+            xy = library.pose[[first + k for k in then], :2]
+            np.testing.assert_array_equal(library.ahead[first + t], xy)
+            shadow = camera.project(np.concatenate([xy, [[0]] * 3], 1))
+            np.testing.assert_allclose(mili.in_image(64, xy), shadow, atol=1e-6)
 
 
 # -- trials
 
 
-def test_actions_are_the_likeliest_component_from_where_the_gripper_is(begun):
-    run = begun()
-    means = np.zeros((2, 2, 7), np.float32)
-    means[:, 1, 0], means[:, 0, 1] = 0.5, 9
-    told = [torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.from_numpy(means), None]
-    fake = lambda *_: (*told, torch.tensor([-1.0, 4.0]), None)
-    nets = [lambda x: (x, x), None, fake]
-    agent = SimpleNamespace(nets=nets, config=run.config)
-    pose = np.random.default_rng(0).random((2, 8), np.float32)
-    action, done = mili.act(agent, np.zeros((2, 8, 8, 3), np.uint8), pose, np.zeros((2, 32), "f4"))
+def test_actions_are_likely_components_from_where_the_gripper_is(begun):
+    """Weights of 0.3, 0.6 and 0.1 are drawn as 9, 36 and 1 of 46."""
+    B, rng = 2000, np.random.default_rng(0)
+    means, end = np.zeros((B, 3, 7), np.float32), np.resize([-1.0, 4.0], B)
+    means[:, 0, 1], means[:, 1, 0], means[:, 2, 2] = 9, 0.5, 9
+    told = [torch.tensor([0.3, 0.6, 0.1]).log().expand(B, 3), torch.from_numpy(means), None]
+    fake = lambda *_: (*told, torch.from_numpy(end), None, None)
+    agent = SimpleNamespace(nets=[lambda x: (x, x), None, fake], config=begun().config)
+    pose = rng.random((B, 8), np.float32)
+    images, f = np.zeros((B, 8, 8, 3), np.uint8), np.zeros((B, 32), np.float32)
+    action, done = mili.act(agent, images, pose, f, rng)
+    assert done.tolist() == (end > 0).tolist()
     pose[:, [3, 4, 6]] = 0  # told as they are
-    np.testing.assert_allclose(action - pose[:, :7], [[0.03, *[0] * 6]] * 2, atol=1e-6)  # half of 6 cm
-    assert done.tolist() == [False, True]
+    moved = action - pose[:, :7]
+    first, third = moved[:, 1] > 0.1, moved[:, 2] > 0.1
+    assert abs(first.mean() - 9 / 46) < 0.03
+    assert abs(third.mean() - 1 / 46) < 0.01
+    rest = moved[~first & ~third]
+    np.testing.assert_allclose(rest, [[0.03, *[0] * 6]] * len(rest), atol=1e-6)  # half of 6 cm
 
 
 def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
@@ -402,7 +414,7 @@ def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
     world = env.Kitchen(4, 5, obs="features", size=32, tasks=tasks)
     operator = env.Operator(world, 5)
 
-    def act(agent, images, pose, f):
+    def act(agent, images, pose, f, rng):
         actions = operator.act()
         ids = f[:, 0].astype(int)
         assert images.shape == (len(ids), 32, 32, 3)
@@ -410,7 +422,7 @@ def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
 
     monkeypatch.setattr(mili, "act", act)
     agent = begun().agent
-    trials = mili.attempt(agent, world, np.arange(4.0)[:, None] * np.ones(32))
+    trials = mili.attempt(agent, world, np.arange(4.0)[:, None] * np.ones(32), None)
     done = [trial["achieved"][task.slot] for trial, task in zip(trials, tasks)]
     assert sum(done) >= 3
     for trial in trials:
