@@ -234,10 +234,10 @@ class Physics:
         self.mocap[ids] = states[:, self.motion :].reshape(len(ids), self.model.nmocap, 3)
         self.batch.forward(ids)
 
-    def step(self, ctrl):
+    def step(self, ctrl, ids=None):
         """Advance, and compute positions, velocities and their sensors at the new state."""
         self.batch.ctrl = ctrl
-        self.batch.step(nstep=self.substeps, stage=mujoco.mjtStage.mjSTAGE_VEL)
+        self.batch.step(ids, nstep=self.substeps, stage=mujoco.mjtStage.mjSTAGE_VEL)
         bad = self.batch.warning[:, mujoco.mjtWarning.mjWARN_BADQPOS.value :, 1].any(1)  # counts
         if bad.any():
             raise FloatingPointError(f"the physics of robot {np.flatnonzero(bad)[0]} diverged")
@@ -896,14 +896,17 @@ class Kitchen:
     def t(self):
         return self.physics.t
 
-    def step(self, actions):
-        """Observation, reward (1 once the robot's task is done), discount, last."""
+    def step(self, actions, ids=None):
+        """Observation, reward (1 once the robot's task is done), discount, last.
+
+        With `ids`, time passes for these robots alone.
+        """
         actions = check_actions(actions, self.n, self.low, self.high)
         pose = self.physics.qpos[:, :7] / self.JAW
         near = pose + np.clip(actions - pose, -self.REACH, self.REACH)
         ctrl = np.clip(near, self.low, self.high) * self.JAW
         for _ in range(self.LOOKS):
-            self.physics.step(ctrl)
+            self.physics.step(ctrl, ids)
             self.touched[self.touching()[:, 4]] = 1
         self.rise[:] = np.maximum(self.rise, self.place[:, :, 2] - self.start[:, 2::3])
         self.depth[:] = np.maximum(self.depth, self.physics.qpos[:, 29:])

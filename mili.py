@@ -497,33 +497,26 @@ def attempt(agent, world, f, rng, stop=None, watch=None):
     """
     if agent.config.method == "bc":
         f = np.zeros_like(f)
-    going, length = np.ones(world.n, bool), np.full(world.n, world.horizon)
     left = np.full(world.n, MORE)  # steps that it takes once it says so
-    achieved = np.zeros((world.n, len(env.SLOTS)), bool)
-    states, actions, before = [world.get_state()], [], world.pose()
-    for t in range(world.horizon):
+    length, before = np.zeros(world.n, int), world.pose()
+    states, actions = [world.get_state()], []
+    while len(ids := np.flatnonzero((left > 0) & (length < world.horizon))):
         if stop and stop.asked:
             return None
-        ids = np.flatnonzero(going)
         if watch:
             watch(world, ids)
         pose = world.pose()
-        action = pose.copy()  # who is done stays where it is
+        action = pose.copy()
         action[ids], done = act(agent, world.pixels(ids), felt(pose, before)[ids], f[ids], rng)
-        before = pose
         d4pg.check_finite(action, action)
-        ended = ids[left[ids] == 0]
-        achieved[ended], length[ended], going[ended] = world.achieved(ended), t, False
-        action[ended] = pose[ended]
-        left[ids] -= done | (left[ids] < MORE)
-        if not going.any():
-            break
         action = np.clip(action, world.low, world.high).astype(np.float32)
-        world.step(action)
+        world.step(action, ids)  # who is done stays as it is
+        length[ids] += 1
+        left[ids] -= done | (left[ids] < MORE)
+        before = pose
         states.append(world.get_state())
         actions.append(action)
-    achieved[going] = world.achieved(np.flatnonzero(going))
-    states, actions = np.stack(states, 1), np.stack(actions, 1)
+    achieved, states, actions = world.achieved(), np.stack(states, 1), np.stack(actions, 1)
     return [
         {"states": states[i, : length[i] + 1], "actions": actions[i, : length[i]],
          "scene": world.tasks[i].scene, "achieved": achieved[i]}
