@@ -21,7 +21,7 @@ from figures.common import claim, gather, read, run_once, save
 
 RESULTS = Path("results/mili")
 SEEDS = 5
-FULL = "mili --trials 60000"
+FULL = "mili --trials 60000 --updates 6000 --retrain 6000 --threads 1"
 THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
 RUNS = {  # in this order: all but the first two begin where MILI's trials end
