@@ -38,6 +38,7 @@ Departures from the paper, and what it leaves open:
 11. Poses to learn from are inexact, actions are not: so whoever is a centimetre off knows back.
     How far the fingers have just moved is told, too: are they closing still, or on something?
 12. An episode is seen by 6 of its frames: rather many episodes in a batch than many frames of one.
+13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
 """
 
 import math
@@ -562,6 +563,14 @@ class Collector:
         self.board.episodes[self.number] += [n, len(useful)]
 
 
+def awake(trial):
+    """Without the steps in which nothing moved: who has no memory must not learn to wait."""
+    moved = (np.abs(np.diff(poses(trial["states"]), axis=0)) > REACH / 30).any(1)
+    moved[0] |= not moved.any()
+    states, actions = trial["states"][np.append(moved, True)], trial["actions"][moved]
+    return trial | {"states": states, "actions": actions}
+
+
 def chunks(config):
     return -(-config.trials // config.robots)
 
@@ -818,7 +827,7 @@ class Run:
         ends = np.cumsum([len(t["states"]) for t in trials])
         kept = int((ends * 3 * config.size**2 <= self.budget).sum())
         env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials; raise it")
-        return trials[:kept], len(trials), tried
+        return [awake(trial) for trial in trials[:kept]], len(trials), tried
 
     def find_pairs(self, turn):
         """Algorithm 1, lines 17 to 23."""

@@ -546,6 +546,21 @@ def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     assert (partners[mixed[:, 0]] == mixed[:, 1:]).any(1).all()
 
 
+def test_steps_in_which_a_trial_stood_still_are_not_learned_from(begun):
+    """A demonstration in which the robot hesitates three times is the one without."""
+    plain = mili.awake(begun().episodes[0])
+    steps = np.arange(len(plain["actions"]))
+    again = np.repeat(steps, 1 + np.isin(steps, [2, 5, 7]) * 4)
+    waiting = plain | {
+        "states": plain["states"][np.append(again, len(steps))],
+        "actions": plain["actions"][again],
+    }
+    assert len(waiting["actions"]) == len(plain["actions"]) + 12
+    found = mili.awake(waiting)
+    np.testing.assert_array_equal(found["states"], plain["states"])
+    np.testing.assert_array_equal(found["actions"], plain["actions"])
+
+
 def test_of_many_trials_alike_each_is_drawn_as_rarely(begun):
     """Ninety that are alike together as often as ten, and those without a partner never."""
     run = begun()
