@@ -36,7 +36,8 @@ Departures from the paper, and what it leaves open:
 10. A demonstration is cloned until its task is done.  What follows looks like what came before:
     robots stood still above a button that they had not pressed yet.
 11. Poses to learn from are inexact, actions are not: so whoever is a centimetre off knows back.
-    How far the fingers have just moved is told, too: are they closing still, or on something?
+    Felt, too, is how far the fingers have just moved, and how far they are from where they were
+    told to be: are they closing still, are they open, or do they hold something?
 12. An episode is seen by 6 of its frames: rather many episodes in a batch than many frames of one.
 13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
 """
@@ -104,11 +105,13 @@ METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
 SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
-INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02])  # m and rad: poses, to learn from
+INEXACT = np.array(
+    [0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02]
+)  # m and rad: poses, to learn from
 LAST = 2  # so many frames of an episode are where all is done
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
-MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1, 1], np.float32)  # of a pose, left for right
+MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1, 1, 1], np.float32)  # of a pose, left for right
 PARTNERS = 32  # of a trial that are kept, drawn at random from all
 
 
@@ -163,7 +166,7 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose [M, 8], action [M, 7], done [M], ahead [M, 3, 2] on the table; first
+    image [M, H, W, 3], pose [M, 9], action [M, 7], done [M], ahead [M, 3, 2] on the table; first
     and length of each episode.  An episode's last frame has its last action again.
     """
 
@@ -174,9 +177,10 @@ class Library:
         states = np.concatenate([e["states"] for e in episodes])
         pose = poses(states)
         before = np.maximum(np.arange(len(pose)) - 1, np.repeat(self.first, length))
-        self.pose = felt(pose, pose[before])
         actions = [np.concatenate([e["actions"], e["actions"][-1:]]) for e in episodes]
         self.action = np.float32(np.concatenate(actions))
+        told = np.where(before < np.arange(len(pose)), self.action[before, 6], pose[:, 6])
+        self.pose = felt(pose, pose[before], told)
         before = np.concatenate([np.arange(n)[::-1] for n in length])
         self.done = np.float32(before < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
@@ -238,9 +242,13 @@ def poses(states):
     return np.float32(states[:, 1:8] / env.Kitchen.JAW)
 
 
-def felt(pose, before):
-    """What a robot is told of its pose: where it is, and how far its fingers have just moved."""
-    return np.concatenate([pose, pose[:, 6:] - before[:, 6:]], 1)
+def felt(pose, before, told):
+    """What a robot feels: its pose, how far its fingers have just moved, and what holds them up.
+
+    Poses [M, 7], now and a step before, and the finger angle [M] that it told then.  [M, 9]
+    """
+    fingers = pose[:, 6]
+    return np.column_stack([pose, fingers - before[:, 6], fingers - told])
 
 
 def render(config, states, scene, what, chunk=200):
@@ -464,8 +472,8 @@ LOSSES = ("oil", "contrastive", "end", "ahead")
 
 def scaled(pose):
     """What a robot feels of its pose, in units of a step."""
-    home, reach = (torch.from_numpy(np.append(x, y)).to(pose) for x, y in ((HOME, 0), (REACH, 0.5)))
-    return (pose - home) / reach
+    home, reach = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])
+    return (pose - torch.from_numpy(home).to(pose)) / torch.from_numpy(reach).to(pose)
 
 
 def base(pose):
@@ -500,7 +508,7 @@ def attempt(agent, world, f, rng, stop=None, watch=None):
         f = np.zeros_like(f)
     left = np.full(world.n, MORE)  # steps that it takes once it says so
     length, before = np.zeros(world.n, int), world.pose()
-    states, actions = [world.get_state()], []
+    states, actions, told = [world.get_state()], [], world.pose()[:, 6]
     while len(ids := np.flatnonzero((left > 0) & (length < world.horizon))):
         if stop and stop.asked:
             return None
@@ -508,13 +516,15 @@ def attempt(agent, world, f, rng, stop=None, watch=None):
             watch(world, ids)
         pose = world.pose()
         action = pose.copy()
-        action[ids], done = act(agent, world.pixels(ids), felt(pose, before)[ids], f[ids], rng)
+        action[ids], done = act(
+            agent, world.pixels(ids), felt(pose, before, told)[ids], f[ids], rng
+        )
         d4pg.check_finite(action, action)
         action = np.clip(action, world.low, world.high).astype(np.float32)
         world.step(action, ids)  # who is done stays as it is
         length[ids] += 1
         left[ids] -= done | (left[ids] < MORE)
-        before = pose
+        before, told = pose, action[:, 6]
         states.append(world.get_state())
         actions.append(action)
     achieved, states, actions = world.achieved(), np.stack(states, 1), np.stack(actions, 1)

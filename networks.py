@@ -258,7 +258,7 @@ class Embedding(nn.Module):
 class Mixture(nn.Module):
     """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
 
-    def __init__(self, channels, places, pose=8, size=32, hidden=256, K=5, glimpses=8, actions=7):
+    def __init__(self, channels, places, pose=9, size=32, hidden=256, K=5, glimpses=8, actions=7):
         """Places [h w, 2] of the maps' cells, as a pose's first two numbers tell them."""
         super().__init__()
         self.register_buffer("places", places)

@@ -224,7 +224,7 @@ def test_the_policy_is_told_how_far_what_it_sees_is_from_its_gripper(config):
     np.testing.assert_allclose(camera.project(points)[..., 0], np.tile(cell, (24, 1)), atol=1e-5)
     np.testing.assert_allclose(camera.project(points)[..., 1].T, np.tile(cell, (24, 1)), atol=1e-5)
     told = mili.Agent(config(size=48)).nets[2].places.view(24, 24, 2)
-    pose = torch.from_numpy(mili.felt(world.pose(), world.pose()))
+    pose = torch.from_numpy(mili.felt(world.pose(), world.pose(), world.pose()[:, 6]))
     pose[0, :2] = torch.from_numpy(places[17, 5])
     np.testing.assert_allclose(mili.scaled(pose)[0, :2], told[17, 5], atol=1e-5)
 
@@ -316,8 +316,8 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
         mili.vary(after, np.random.default_rng(seed))
         mirrored = (after["action"] != before["action"]).any()
         x = -1 if mirrored else 1
-        off = after["pose"] - before["pose"] * [x, 1, 1, 1, x, x, 1, 1]
-        np.testing.assert_allclose(off.reshape(-1, 8).std(0), mili.INEXACT, rtol=0.5, atol=1e-6)
+        off = after["pose"] - before["pose"] * [x, 1, 1, 1, x, x, 1, 1, 1]
+        np.testing.assert_allclose(off.reshape(-1, 9).std(0), mili.INEXACT, rtol=0.5, atol=1e-6)
         np.testing.assert_array_equal(after["action"][..., 0], x * before["action"][..., 0])
         np.testing.assert_array_equal(after["ahead"][..., 0], x * before["ahead"][..., 0])
         np.testing.assert_array_equal(after["action"][..., 2], before["action"][..., 2])
@@ -395,7 +395,7 @@ def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     told = [torch.tensor([0.3, 0.6, 0.1]).log().expand(B, 3), torch.from_numpy(means), None]
     fake = lambda *_: (*told, torch.from_numpy(end), None, None)
     agent = SimpleNamespace(nets=[lambda x: (x, x), None, fake], config=begun().config)
-    pose = rng.random((B, 8), np.float32)
+    pose = rng.random((B, 9), np.float32)
     images, f = np.zeros((B, 8, 8, 3), np.uint8), np.zeros((B, 32), np.float32)
     action, done = mili.act(agent, images, pose, f, rng)
     assert done.tolist() == (end > 0).tolist()
@@ -544,6 +544,24 @@ def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     assert run.facts["precision"] > 2 * chance
     mixed = run.draw_trials(50, np.random.default_rng(0))
     assert (partners[mixed[:, 0]] == mixed[:, 1:]).any(1).all()
+
+
+def test_a_robot_feels_whether_its_fingers_hold_something(begun):
+    """In a demonstrated grasp: open, closing, and around the object; as in a trial."""
+    run = begun()
+    k = next(
+        k for k, e in enumerate(run.episodes) if env.SLOTS[e["achieved"].argmax()][0] == "grasp"
+    )
+    part = slice(run.demos.first[k], run.demos.first[k] + run.demos.length[k])
+    felt, told = run.demos.pose[part], run.demos.action[part, 6]
+    assert felt[0, 7] == felt[0, 8] == 0
+    np.testing.assert_allclose(felt[1:, 7], np.diff(felt[:, 6]))
+    np.testing.assert_allclose(felt[1:, 8], felt[1:, 6] - told[:-1])
+    closing = told.argmin()
+    assert abs(felt[closing, 7:]).max() < 0.02  # open, and at rest
+    assert felt[closing + 1, 7] < -0.02
+    assert felt[-1, 8] > 0.02  # it holds
+    assert abs(felt[-1, 7]) < 0.02
 
 
 def test_steps_in_which_a_trial_stood_still_are_not_learned_from(begun):
