@@ -192,10 +192,10 @@ class Library:
         return len(self.first)
 
     def moments(self, episodes, frames, rng=None):
-        """So many frames of each, first and last among them: evenly spread, or at random so."""
-        u = 0.5 if rng is None else rng.random((*episodes.shape, frames))
-        part = (np.arange(frames) + u) / frames
-        part[..., 0], part[..., -1] = 0, 1
+        """So many frames of each: from first to last evenly, or one of each part at random."""
+        part = np.linspace(0, 1, frames)
+        if rng:
+            part = (np.arange(frames) + rng.random((*episodes.shape, frames))) / frames
         n = self.length[episodes][..., None]
         return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
 
