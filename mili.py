@@ -38,7 +38,7 @@ Departures from the paper, and what it leaves open:
 11. Poses to learn from are inexact, actions are not: so whoever is a centimetre off knows back.
     Felt, too, is how far the fingers have just moved, and how far they are from where they were
     told to be: are they closing still, are they open, or do they hold something?
-12. An episode is seen by 6 of its frames: rather many episodes in a batch than many frames of one.
+12. An episode is seen by 8 of its frames: rather many episodes in a batch than many frames of one.
 13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
 """
 
@@ -67,11 +67,11 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "tasks": ("that are demonstrated, of 520", 8, 200, 200),
     "per_task": ("demonstrations of each task", 2, 4, 4),
     "size": ("of images, in pixels", 32, 48, 100),
-    "frames": ("of a demonstration, to embed it and to learn from", 4, 6, 40),
+    "frames": ("of a demonstration, to embed it and to learn from", 4, 8, 40),
     "channels": ("of the convolutions", 8, 32, 32),
     "components": ("K: of the mixture; their code: 1 to 20", 2, 10, 20),
     "half": ("convolutions in bfloat16; auto: where that is quick", "no", "auto", "auto"),
-    "batch": ("pairs of demonstrations in a batch", 4, 32, 8),
+    "batch": ("pairs of demonstrations in a batch", 4, 24, 8),
     "lr": ("Adam's step", 1e-3, 1e-3, 5e-4),
     "lr_end": ("part of it that is left at the end of each training", 1.0, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
@@ -95,7 +95,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "validation": ("of each validation task, at the end", 1, 10, 10),
 }
 LIMITS = {
-    "tasks": (4, 520), "per_task": (2, 4), "size": (32, 256), "frames": (2, env.LONGEST),
+    "tasks": (4, 520), "per_task": (2, 4), "size": (32, 256), "frames": (3, env.LONGEST),
     "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (0, 100),
     "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1), "memory_gb": (0, 10_000),
     "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1), "validation": (1, 1000),
@@ -192,10 +192,12 @@ class Library:
         return len(self.first)
 
     def moments(self, episodes, frames, rng=None):
-        """So many frames of each: from first to last evenly, or one of each part at random."""
-        part = np.linspace(0, 1, frames)
+        """So many frames of each, first and last among them: evenly, or at random all over."""
+        part, between = np.linspace(0, 1, frames), frames - 2
+        part = np.tile(part, (*episodes.shape, 1))
         if rng:
-            part = (np.arange(frames) + rng.random((*episodes.shape, frames))) / frames
+            u = rng.random((*episodes.shape, between))
+            part[..., 1:-1] = (np.arange(between) + u) / between
         n = self.length[episodes][..., None]
         return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
 
