@@ -12,7 +12,7 @@ tasks, tries what demonstrations show in new arrangements, keeps what was useful
 filter F), and pairs what f finds alike: each pair is a new task to learn from.
 
 Departures from the paper, and what it leaves open:
- 1. Means over a batch stand for the sums of eqs. 1 to 3, of like and unlike pairs apart.
+ 1. Means over a batch stand for the sums of eqs. 1 and 2, and the mean over its tasks for L_c's.
  2. Both demonstrations of a pair are cloned, each under the embedding of the other: twice as much
     learned from images that have been looked at anyway.
  3. The mixture's means are told from where the gripper is, in units of what it moves in a step;
@@ -376,7 +376,7 @@ def contrastive(f_m, f_n, beta):
     H = (f_m[:, None] - f_n).square().sum(2)  # ‖f(d_m^j) - f(d_n^k)‖²  [N, N]
     same = torch.eye(len(H), dtype=torch.bool, device=H.device)
     attract, repel = H[same], (beta - H)[~same].clamp(min=0)  # 1(j = k) H + 1(j ≠ k) max(0, β - H)
-    return attract.mean() + repel.mean()
+    return (attract.sum() + repel.sum()) / len(H)
 
 
 class Agent:
