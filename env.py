@@ -85,11 +85,15 @@ class Camera:
         self.eye, self.lamp = data.cam_xpos[camera].copy(), data.light("lamp").xpos.copy()
         self.axes = data.cam_xmat[camera].reshape(3, 3).copy()  # columns: right, up, backward
         self.half = np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)  # of the image, at distance 1
-        middle = ((np.arange(size) + 0.5) / size * 2 - 1) * self.half  # of each pixel
-        x, y = np.meshgrid(middle, -middle)  # row 0 on top
-        rays = np.stack([x, y, -np.ones_like(x)], -1).reshape(-1, 3) @ self.axes.T
+        rays = self._rays(size).reshape(-1, 3)
         self.rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)  # [pixels, 3]
         self._cast_background(data)
+
+    def _rays(self, n):
+        """From the eye, through the middles of n x n cells of the image.  [n, n, 3]"""
+        middle = ((np.arange(n) + 0.5) / n * 2 - 1) * self.half
+        x, y = np.meshgrid(middle, -middle)  # row 0 on top
+        return np.stack([x, y, -np.ones_like(x)], -1) @ self.axes.T
 
     def watch(self, model):
         """Find what moves in a model, and its colours; what stands still must stay the same."""
@@ -162,12 +166,10 @@ class Camera:
         x, y, z = np.moveaxis((points - self.eye) @ self.axes, -1, 0)
         return np.float32(np.stack([x, -y], -1) / -z[..., None] / self.half)
 
-    def on_table(self, n, z=0.0):
-        """What the middles of n x n cells show of the plane at height z.  [n, n, 2] float32"""
-        middle = ((np.arange(n) + 0.5) / n * 2 - 1) * self.half
-        x, y = np.meshgrid(middle, -middle)
-        rays = np.stack([x, y, -np.ones_like(x)], -1) @ self.axes.T
-        return np.float32((self.eye + rays * ((z - self.eye[2]) / rays[..., 2:]))[..., :2])
+    def on_table(self, n):
+        """Where the middles of n x n cells of the image show the table.  [n, n, 2] float32"""
+        rays = self._rays(n)
+        return np.float32((self.eye - rays * (self.eye[2] / rays[..., 2:]))[..., :2])
 
     def image(self, data):
         """The picture of `data`, whose kinematics are up to date.  [size, size, 3] uint8"""
@@ -1145,7 +1147,8 @@ class Operator:
     def _move_on(self):
         """Who has arrived, and whose fingers have come to rest, goes on to the next waypoint.
 
-        At once, and for no other reason: what is done can be told from how things are.
+        At once: what is done can be told from how things are.  Only where a task is done, and
+        nobody learns any more, do they stay for some frames.
         """
         world, robots = self.world, np.arange(self.world.n)
         error, turn = self._error()

@@ -103,11 +103,10 @@ LIMITS = {
 }  # fmt: skip
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
+REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what a robot feels
 SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
-INEXACT = np.array(
-    [0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02]
-)  # m and rad: poses, to learn from
+INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
 LAST = 2  # so many frames of an episode are where all is done
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
@@ -181,8 +180,8 @@ class Library:
         self.action = np.float32(np.concatenate(actions))
         told = np.where(before < np.arange(len(pose)), self.action[before, 6], pose[:, 6])
         self.pose = felt(pose, pose[before], told)
-        before = np.concatenate([np.arange(n)[::-1] for n in length])
-        self.done = np.float32(before < LAST)
+        left = np.concatenate([np.arange(n)[::-1] for n in length])
+        self.done = np.float32(left < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
         then = [e + ahead(self.pose[e : e + n, 2]) for e, n in zip(self.first, length, strict=True)]
         self.ahead = self.pose[np.concatenate(then), :2]
@@ -426,7 +425,7 @@ class Agent:
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         done = batch["done"].flatten()
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
-        L_ahead = networks.surprise(heat[:, :3], batch["places"].flatten(0, 2)).mean()
+        L_ahead = networks.surprise(heat[:, : networks.AIMS], batch["places"].flatten(0, 2)).mean()
         L_ahead = L_ahead + torch.nn.functional.smooth_l1_loss(aim, way, beta=0.3)
         loss = L_oil + L_c + L_end + L_ahead  # eq. 3, and departures 4 and 8
         self.adam.zero_grad()
@@ -474,8 +473,7 @@ LOSSES = ("oil", "contrastive", "end", "ahead")
 
 def scaled(pose):
     """What a robot feels of its pose, in units of a step."""
-    home, reach = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])
-    return (pose - torch.from_numpy(home).to(pose)) / torch.from_numpy(reach).to(pose)
+    return (pose - torch.from_numpy(REST).to(pose)) / torch.from_numpy(UNIT).to(pose)
 
 
 def base(pose):
@@ -494,6 +492,7 @@ def act(agent, images, pose, f, rng):
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
     logits, means, _, end, *_ = policy(look(images)[1], scaled(pose), f)
+    # by the squares of their weights: departure 3
     chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
     drawn = (chance < rng.random((len(chance), 1))).sum(1)
     move = means[torch.arange(len(means)), torch.from_numpy(drawn)]
@@ -643,8 +642,8 @@ def choose_alpha(f, what):
 
 
 def pair(method, f, what, alpha, rng, block=1024):
-    """Partners of every trial, up to PARTNERS of them at random, -1 where there are no more; of how
-    many.
+    """Partners of every trial, up to PARTNERS of them at random, -1 where there are no more; and
+    how many it has in all.
 
     By the cosine of embeddings f (mili), by the tasks that were achieved (oracle), or at random.
     And what the pairing is worth: how many pairs, which part of them has a task in common, which
@@ -792,10 +791,10 @@ class Run:
 
     def draw_trials(self, n, rng):
         """n trials that have partners, of many kinds, and a partner of each.  [n, 2]"""
-        kept = (self.partners >= 0).sum(1)
-        rare = np.where(kept > 0, 1 / np.maximum(self.many, 1), 0)
-        first = rng.choice(len(kept), n, p=rare / rare.sum())
-        return np.stack([first, self.partners[first, rng.integers(kept[first])]], 1)
+        rare = (self.many > 0) / np.maximum(self.many, 1)
+        first = rng.choice(len(rare), n, p=rare / rare.sum())
+        kept = np.minimum(self.many[first], PARTNERS)
+        return np.stack([first, self.partners[first, rng.integers(kept)]], 1)
 
     # -- trials, and pairs of them
 

@@ -18,8 +18,9 @@ Departures from the papers, and what they leave open:
     published (tensor2robot: five convolutions of 32 channels, a spatial softmax, temporal
     convolutions, two layers, a mixture).  Here the policy's spatial softmaxes look for what the
     demonstration's embedding and the gripper's pose ask for, in maps as fine as half of the image,
-    and tell beside where it is what is there; and the embedding is told from the mean of its batch
-    before it is brought to length 1.
+    and tell beside where it is on the table what is there: AIMS of them by the surroundings of
+    the hottest cell alone.  The embedding is told from the mean of its batch before it is brought
+    to length 1.
 """
 
 import contextlib
@@ -255,6 +256,9 @@ class Embedding(nn.Module):
         return nn.functional.normalize(vector - mean, dim=1)
 
 
+AIMS = 3  # places ahead: soon, where it next comes down, at its end
+
+
 class Mixture(nn.Module):
     """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
 
@@ -270,23 +274,23 @@ class Mixture(nn.Module):
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(hidden, K + K * actions + 1 + 6)
+        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * AIMS)
         self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
     def forward(self, maps, pose, f):
         """Maps and pose of B moments, each with an embedding [B, size].
 
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
-        the heat maps it looks by [B, glimpses, h, w], and where it aims at [B, 3, 2].
+        the heat maps it looks by [B, glimpses, h, w], and where it aims at [B, AIMS, 2].
         """
         queries = self.query(torch.cat([f, pose], 1)).unflatten(1, (self.glimpses, self.channels))
-        seen, heat = glimpse(maps, queries, self.places, sharp=3)
+        seen, heat = glimpse(maps, queries, self.places, sharp=AIMS)
         way = seen[..., :2] - pose[:, None, :2]  # from the gripper to what it looks at
         seen = torch.cat([way, seen[..., 2:]], 2)
         out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
-        logits, means, end, aim = out.split([self.K, self.K * self.actions, 1, 6], 1)
+        logits, means, end, aim = out.split([self.K, self.K * self.actions, 1, 2 * AIMS], 1)
         σ = nn.functional.softplus(self.spread) + 0.05
-        means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (3, 2))
+        means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (AIMS, 2))
         return logits, means, σ, end[:, 0], heat, aim
 
 

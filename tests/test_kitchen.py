@@ -57,20 +57,6 @@ def test_the_buttons_of_a_scene_differ_in_colour():
     assert np.linalg.norm(colours[pairs[:, 0]] - colours[pairs[:, 1]], axis=1).min() > 0.4
 
 
-def test_time_passes_for_those_robots_alone_that_are_stepped():
-    """And for them as it does when all are."""
-    tasks = tasks_of("train")[::90][:5]
-    all_, some = (Kitchen(5, 3, "features", tasks=tasks) for _ in range(2))
-    before, rng = some.get_state(), np.random.default_rng(0)
-    for _ in range(6):
-        actions = np.clip(all_.pose() + rng.uniform(-0.05, 0.05, (5, 7)), all_.low, all_.high)
-        all_.step(actions)
-        some.step(actions, [1, 4])
-    np.testing.assert_array_equal(some.get_state()[[1, 4]], all_.get_state()[[1, 4]])
-    np.testing.assert_array_equal(some.get_state()[[0, 2, 3]], before[[0, 2, 3]])
-    assert some.t.tolist() == [0, 6, 0, 0, 6]
-
-
 def test_arrangements_are_new_each_time_apart_and_in_sight():
     for number in range(0, len(scenes()), 10):
         drawn = [env.arrange(number, np.random.default_rng(k)) for k in range(3)]
@@ -149,6 +135,20 @@ def test_the_operator_does_not_draw_what_the_world_drew():
     world = Kitchen(100, tasks=[ALL[0]] * 100, obs="features")
     speed, place = Operator(world).script[:, 0, 5], world.place[:, :, 0]
     assert max(abs(np.corrcoef(speed, x)[0, 1]) for x in place.T) < 0.4
+
+
+def test_time_passes_for_those_robots_alone_that_are_stepped():
+    """And for them as it does when all are."""
+    tasks = tasks_of("train")[::90][:5]
+    all_, some = (Kitchen(5, 3, "features", tasks=tasks) for _ in range(2))
+    before, rng = some.get_state(), np.random.default_rng(0)
+    for _ in range(6):
+        actions = np.clip(all_.pose() + rng.uniform(-0.05, 0.05, (5, 7)), all_.low, all_.high)
+        all_.step(actions)
+        some.step(actions, [1, 4])
+    np.testing.assert_array_equal(some.get_state()[[1, 4]], all_.get_state()[[1, 4]])
+    np.testing.assert_array_equal(some.get_state()[[0, 2, 3]], before[[0, 2, 3]])
+    assert some.t.tolist() == [0, 6, 0, 0, 6]
 
 
 def test_an_episode_goes_on_from_its_middle_with_its_memory():

@@ -223,7 +223,7 @@ def test_a_sharp_glimpse_looks_at_one_of_two_things_and_not_between_them():
 
 
 def test_the_policy_is_told_how_far_what_it_sees_is_from_its_gripper(config):
-    """A thing lies where the gripper's shadow would be at noon: 0, wherever that is."""
+    """A cell of the map, told as the pose of a gripper above what it shows."""
     camera, world = env.scene_camera(0, 48, False), env.Kitchen(1, obs="features")
     places = camera.on_table(24)
     points = np.concatenate([places, np.zeros((24, 24, 1))], 2)
@@ -338,7 +338,7 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
 
 
 def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere():
-    """Two scenes of flat colours: in one a spot moves, in the other another."""
+    """A spot moves, before two scenes of flat colours."""
     image = np.full((2, 2, 3, 32, 32, 3), 10, np.uint8)
     image[1] = 200
     moving = np.zeros((3, 32, 32), bool)
