@@ -25,7 +25,8 @@ Departures from the paper, and what it leaves open:
  6. A batch after trials is half of demonstrations, half of pairs of trials: a trial, the rarer the
     more it is like others, then one of its partners.  The contrastive loss goes on, on the
     demonstrations, so that a next round has an embedding to pair with (line 24 has eq. 2 alone).
- 7. α is what pairs the validation tasks' demonstrations best (F1); --alpha 0.9 is the paper's.
+ 7. α is what would pair the validation tasks' demonstrations best (F1), were these of as many tasks
+    as the trials: among 200, a pair is five times as easily wrong.  --alpha 0.9 is the paper's.
  8. Three of the policy's glimpses learn to look where the gripper will be 5 steps later, where it
     next comes down, and where it ends, and the policy to say so: most moves tell only roughly where
     they lead.  Places are told on the table, from the gripper: the camera's place is known.
@@ -624,21 +625,25 @@ def load_trials(path):
 # --------------------------------------------------------------------------------------------
 
 
-def agreement(f, what, alphas):
-    """How well cosines above α tell episodes of a common task: precision, recall, F1.  [alphas]"""
+def agreement(f, what, alphas, tasks=None):
+    """How well cosines above α tell episodes of a common task: precision, recall, F1.  [alphas]
+
+    Among `tasks` tasks instead of these few, the more of two episodes would be of different ones.
+    """
     cosine, same = f @ f.T, what @ what.T > 0
+    unlike = (tasks - 1) / (what.shape[1] - 1) if tasks else 1.0
     upper = np.triu_indices(len(f), 1)
     cosine, same = cosine[upper], same[upper]
-    pairs = np.array([(cosine > alpha).sum() for alpha in alphas])
     right = np.array([(same & (cosine > alpha)).sum() for alpha in alphas])
+    pairs = right + unlike * np.array([(~same & (cosine > alpha)).sum() for alpha in alphas])
     precision, recall = right / np.maximum(pairs, 1), right / max(same.sum(), 1)
     return precision, recall, 2 * right / np.maximum(pairs + same.sum(), 1)
 
 
-def choose_alpha(f, what):
-    """α by the validation tasks' demonstrations."""
+def choose_alpha(f, what, tasks):
+    """α by the validation tasks' demonstrations, for trials of so many tasks."""
     alphas = np.arange(0.5, 0.995, 0.01)
-    return float(alphas[agreement(f, what, alphas)[2].argmax()])
+    return float(alphas[agreement(f, what, alphas, tasks)[2].argmax()])
 
 
 def pair(method, f, what, alpha, rng, block=1024):
@@ -848,7 +853,7 @@ class Run:
         alpha = config.alpha
         if not alpha:
             f, library = self.look_at("val")
-            alpha = choose_alpha(f, library.what)
+            alpha = choose_alpha(f, library.what, config.tasks)
         rng = np.random.default_rng((6, config.seed, turn))
         f = self.agent.embed(self.trials)
         self.partners, self.many, worth = pair(config.method, f, self.trials.what, alpha, rng)

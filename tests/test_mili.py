@@ -520,12 +520,28 @@ def test_the_oracle_pairs_what_achieved_the_same_and_chance_pairs_anything():
 def test_alpha_is_what_pairs_the_validation_tasks_best():
     f = np.array([[1, 0], [0.96, 0.28], [0, 1], [0.28, 0.96]])  # cosines 0.96; 0.54 at most
     what = np.eye(2)[[0, 0, 1, 1]]
-    alpha = mili.choose_alpha(f, what)
+    alpha = mili.choose_alpha(f, what, 2)
     assert 0.54 <= alpha < 0.96
     precision, recall, F1 = mili.agreement(f, what, [0.5, alpha, 0.97])
     assert recall.tolist() == [1, 1, 0]
     assert precision[1] == F1[1] == 1
     assert precision[0] < 1
+
+
+def test_few_tasks_tell_what_pairs_of_many_are_worth():
+    """With a fifth of the tasks, pairs of different ones are a fifth as likely to be met."""
+    rng = np.random.default_rng(0)
+    f = np.repeat(rng.normal(size=(200, 8)), 4, 0) + 0.4 * rng.normal(size=(800, 8))
+    f, what = f / np.linalg.norm(f, axis=1, keepdims=True), np.repeat(np.eye(200), 4, 0)
+    alphas = [0.7, 0.8]
+    among_many, there, _ = mili.agreement(f, what, alphas)
+    told, found, _ = mili.agreement(f[:160], what[:160, :40], alphas, tasks=200)
+    seen, _, _ = mili.agreement(f[:160], what[:160, :40], alphas)
+    assert np.abs(told - among_many).max() < 0.1
+    assert np.abs(found - there).max() < 0.1
+    assert (seen - among_many).min() > 0.15
+    few = mili.choose_alpha(f[:160], what[:160, :40], 40)
+    assert mili.choose_alpha(f[:160], what[:160, :40], 200) > few
 
 
 # -- runs
