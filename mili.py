@@ -34,8 +34,9 @@ Departures from the paper, and what it leaves open:
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
     shown.  So parts of what stands still are replaced by what stands still in others, half of the
     batches are mirrored, left for right, and in three of four all colours are turned.
-10. A demonstration is cloned until its task is done.  What follows looks like what came before:
-    robots stood still above a button that they had not pressed yet.
+10. A demonstration is cloned until its task is done, a trial until all is that it achieved.  What
+    follows looks like what came before: robots stood still above a button that they had not
+    pressed yet, and half of a push's trial was what the robot did because it did not know its end.
 11. Poses to learn from are inexact, actions are not: so whoever is a centimetre off knows back.
     Felt, too, is how far the fingers have just moved, and how far they are from where they were
     told to be: are they closing still, are they open, or do they hold something?
@@ -504,13 +505,14 @@ def act(agent, images, pose, f, rng):
 def attempt(agent, world, f, rng, stop=None, watch=None):
     """Every robot acts on its embedding, until it says that it is done.
 
-    Episodes as they are kept, or None if `stop` is asked for.
+    Episodes, or None if `stop` is asked for; each with what it has achieved at its end, and the
+    first step after which that was so.
     """
     if agent.config.method == "bc":
         f = np.zeros_like(f)
     left = np.full(world.n, MORE)  # steps that it takes once it says so
     length, before = np.zeros(world.n, int), world.pose()
-    states, actions, told = [world.get_state()], [], world.pose()[:, 6]
+    states, actions, told, achieved = [world.get_state()], [], world.pose()[:, 6], []
     while len(ids := np.flatnonzero((left > 0) & (length < world.horizon))):
         if stop and stop.asked:
             return None
@@ -529,10 +531,12 @@ def attempt(agent, world, f, rng, stop=None, watch=None):
         before, told = pose, action[:, 6]
         states.append(world.get_state())
         actions.append(action)
-    achieved, states, actions = world.achieved(), np.stack(states, 1), np.stack(actions, 1)
+        achieved.append(world.achieved())
+    states, actions, achieved = (np.stack(rows, 1) for rows in (states, actions, achieved))
+    since = (achieved >= achieved[:, -1:]).all(2).argmax(1) + 1
     return [
         {"states": states[i, : length[i] + 1], "actions": actions[i, : length[i]],
-         "scene": world.tasks[i].scene, "achieved": achieved[i]}
+         "scene": world.tasks[i].scene, "achieved": achieved[i, -1], "since": since[i]}
         for i in range(world.n)
     ]  # fmt: skip
 
@@ -569,10 +573,16 @@ class Collector:
         seed = int(rng.integers(2**32))
         world = env.Kitchen(n, seed, obs="features", size=config.size, tasks=tasks)
         trials = attempt(self.agent, world, self.f[demo], rng)  # collect trial τ_n with π(a | o, d)
-        useful = [trial for trial in trials if trial["achieved"].any()]  # F(τ_n)
+        useful = [ended(trial) for trial in trials if trial["achieved"].any()]  # F(τ_n)
         save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
         self.board.steps[self.number] += n
         self.board.episodes[self.number] += [n, len(useful)]
+
+
+def ended(trial):
+    """Until all that it achieved is done, as demonstrations are: departure 10."""
+    states, actions = trial["states"][: trial["since"] + 1], trial["actions"][: trial["since"]]
+    return trial | {"states": states, "actions": actions}
 
 
 def awake(trial):

@@ -434,6 +434,16 @@ def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
     assert sum(done) >= 3
     for trial in trials:
         assert len(trial["states"]) == len(trial["actions"]) + 1 < 50
+    for trial in (trial for trial in trials if trial["achieved"].any()):
+        kept = mili.ended(trial)  # until it was so
+        T = len(kept["actions"])
+        assert len(kept["states"]) == T + 1 < len(trial["actions"])
+        tasks = [env.Task(trial["scene"], 0)] * len(trial["states"])
+        world = env.Kitchen(len(tasks), obs="features", tasks=tasks)
+        world.set_state(trial["states"])
+        there = (world.achieved() >= trial["achieved"]).all(1)
+        assert there[T]
+        assert not there[:T].any()
 
 
 def test_a_chunk_of_trials_is_the_same_whoever_makes_it(begun, tmp_path):
