@@ -29,7 +29,9 @@ Departures from the paper, and what it leaves open:
     as the trials: among 200, a pair is five times as easily wrong.  --alpha 0.9 is the paper's.
  8. Three of the policy's glimpses learn to look where the gripper will be 5 steps later, where it
     next comes down, and where it ends, and the policy to say so: most moves tell only roughly where
-    they lead.  Places are told on the table, from the gripper: the camera's place is known.
+    they lead.  Places are told on the table, from the gripper: the camera's place is known.  It
+    also learns to say how the gripper is turned where it comes down, and means are told from a turn
+    towards that: from moves alone, grasps were turned at random.
  9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
     shown.  So parts of what stands still are replaced by what stands still in others, half of the
@@ -106,13 +108,17 @@ LIMITS = {
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
 REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what a robot feels
+TURN = 0.4  # rad: so far a gripper turns in a step
 SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
 LAST = 2  # so many frames of an episode are where all is done
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
-MIRROR = np.array([-1, 1, 1, 1, -1, -1, 1, 1, 1], np.float32)  # of a pose, left for right
+MIRROR = {  # left for right
+    "pose": np.float32([-1, 1, 1, 1, -1, -1, 1, 1, 1]), "ahead": np.float32([-1, 1]),
+    "action": np.float32([-1, 1, 1, 1, -1, -1, 1]), "turned": np.float32([1, -1]),
+}  # fmt: skip
 PARTNERS = 32  # of a trial that are kept, drawn at random from all
 
 
@@ -167,8 +173,8 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose [M, 9], action [M, 7], done [M], ahead [M, 3, 2] on the table; first
-    and length of each episode.  An episode's last frame has its last action again.
+    image [M, H, W, 3], pose [M, 9], action [M, 7], done [M], ahead [M, 3, 2] on the table, turned
+    [M, 2]; first and length of each episode.  An episode's last frame has its last action again.
     """
 
     def __init__(self, config, episodes, what):
@@ -186,7 +192,9 @@ class Library:
         self.done = np.float32(left < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
         then = [e + ahead(self.pose[e : e + n, 2]) for e, n in zip(self.first, length, strict=True)]
-        self.ahead = self.pose[np.concatenate(then), :2]
+        then = np.concatenate(then)
+        self.ahead, yaw = self.pose[then, :2], self.pose[then[:, 1], 5]
+        self.turned = np.stack([np.cos(2 * yaw), np.sin(2 * yaw)], 1)
         self.image = render(config, states, scene, what)
 
     def __len__(self):
@@ -203,7 +211,7 @@ class Library:
         return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
 
     def take(self, moments):
-        names = ("image", "pose", "action", "done", "ahead")
+        names = ("image", "pose", "action", "done", "ahead", "turned")
         return {name: getattr(self, name)[moments] for name in names}
 
 
@@ -346,7 +354,7 @@ def vary(batch, rng):
     batch["pose"] = batch["pose"] + noise.astype(np.float32)
     if rng.random() < 0.5:
         batch["image"] = np.ascontiguousarray(batch["image"][..., ::-1, :])
-        for name, mirror in (("pose", MIRROR), ("action", MIRROR[:7]), ("ahead", MIRROR[:2])):
+        for name, mirror in MIRROR.items():
             batch[name] = batch[name] * mirror
     if rng.random() < 0.75:
         turned = batch["image"] @ hues(rng.uniform(0, 2 * np.pi))
@@ -419,9 +427,9 @@ class Agent:
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
         pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
-        *mixture, end, heat, aim = policy(maps, scaled(pose), shown)
+        *mixture, end, heat, aim, turned = policy(maps, scaled(pose), shown)
         reach = torch.from_numpy(REACH).to(pose)
-        move = (action - base(pose)) / reach
+        move = (action - base(pose, turned.detach())) / reach
         way = (batch["ahead"].flatten(0, 2) - pose[:, None, :2]) / reach[:2]
         L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
@@ -429,12 +437,13 @@ class Agent:
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
         L_ahead = networks.surprise(heat[:, : networks.AIMS], batch["places"].flatten(0, 2)).mean()
         L_ahead = L_ahead + torch.nn.functional.smooth_l1_loss(aim, way, beta=0.3)
-        loss = L_oil + L_c + L_end + L_ahead  # eq. 3, and departures 4 and 8
+        L_turn = torch.nn.functional.mse_loss(turned, batch["turned"].flatten(0, 2))
+        loss = L_oil + L_c + L_end + L_ahead + L_turn  # eq. 3, and departures 4 and 8
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
         self.adam.step()
-        metrics = torch.stack([L_oil, L_c, L_end, L_ahead]).tolist()
+        metrics = torch.stack([L_oil, L_c, L_end, L_ahead, L_turn]).tolist()
         if not np.isfinite(metrics).all():
             raise FloatingPointError(f"losses are {metrics}: not finite; lower --lr")
         return dict(zip(LOSSES, metrics, strict=True))
@@ -470,7 +479,7 @@ class Agent:
         self.adam.load_state_dict({"state": state["adam"], "param_groups": groups})
 
 
-LOSSES = ("oil", "contrastive", "end", "ahead")
+LOSSES = ("oil", "contrastive", "end", "ahead", "turn")
 
 
 def scaled(pose):
@@ -478,9 +487,13 @@ def scaled(pose):
     return (pose - torch.from_numpy(REST).to(pose)) / torch.from_numpy(UNIT).to(pose)
 
 
-def base(pose):
-    """What means are told from: where the gripper is and how it is turned; its fingers from 0."""
-    return pose[..., :7] * pose.new_tensor([1, 1, 1, 0, 0, 1, 0])
+def base(pose, turned):
+    """What means are told from: where the gripper is, turned as far as it goes in a step towards
+    how it will be turned where it comes down; its fingers from 0."""
+    yaw = torch.atan2(turned[..., 1], turned[..., 0]) / 2
+    turn = (yaw - pose[..., 5] + torch.pi / 2) % torch.pi - torch.pi / 2  # jaws are alike
+    x, y, z, yaw = *pose[..., :3].unbind(-1), pose[..., 5] + turn.clamp(-TURN, TURN)
+    return torch.stack([x, y, z, 0 * x, 0 * x, yaw, 0 * x], -1)
 
 
 # --------------------------------------------------------------------------------------------
@@ -493,12 +506,12 @@ def act(agent, images, pose, f, rng):
     """The mean of a likely component, as an absolute pose; is all done?"""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    logits, means, _, end, *_ = policy(look(images)[1], scaled(pose), f)
+    logits, means, _, end, _, _, turned = policy(look(images)[1], scaled(pose), f)
     # by the squares of their weights: departure 3
     chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
     drawn = (chance < rng.random((len(chance), 1))).sum(1)
     move = means[torch.arange(len(means)), torch.from_numpy(drawn)]
-    action = base(pose) + torch.from_numpy(REACH).to(pose) * move
+    action = base(pose, turned) + torch.from_numpy(REACH).to(pose) * move
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 

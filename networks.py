@@ -274,24 +274,26 @@ class Mixture(nn.Module):
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * AIMS)
+        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * AIMS + 2)
         self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
     def forward(self, maps, pose, f):
         """Maps and pose of B moments, each with an embedding [B, size].
 
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
-        the heat maps it looks by [B, glimpses, h, w], and where it aims at [B, AIMS, 2].
+        the heat maps it looks by [B, glimpses, h, w], where it aims at [B, AIMS, 2], and how it is
+        turned where it comes down: cosine and sine of twice the yaw [B, 2], as jaws are alike.
         """
         queries = self.query(torch.cat([f, pose], 1)).unflatten(1, (self.glimpses, self.channels))
         seen, heat = glimpse(maps, queries, self.places, sharp=AIMS)
         way = seen[..., :2] - pose[:, None, :2]  # from the gripper to what it looks at
         seen = torch.cat([way, seen[..., 2:]], 2)
         out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
-        logits, means, end, aim = out.split([self.K, self.K * self.actions, 1, 2 * AIMS], 1)
+        parts = [self.K, self.K * self.actions, 1, 2 * AIMS, 2]
+        logits, means, end, aim, turned = out.split(parts, 1)
         σ = nn.functional.softplus(self.spread) + 0.05
         means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (AIMS, 2))
-        return logits, means, σ, end[:, 0], heat, aim
+        return logits, means, σ, end[:, 0], heat, aim, turned
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     pairs = run.draw_demos(3, rng)
     batch = library.take(library.moments(pairs, FRAMES, rng))
     look, embed, policy = agent.nets
-    oil, ends, ways = [], [], []
+    oil, ends, ways, turns = [], [], [], []
     vectors, f = np.zeros((2, 2, 3), object)
     with torch.no_grad():
         for i in range(3):
@@ -261,14 +261,17 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
                         for k in ("image", "pose", "action", "done")
                     )
                     _, fine = look(image)
-                    *mixture, end, heat, aim = policy(fine, mili.scaled(pose), f[n, i][None])
-                    move = (action - mili.base(pose)) / torch.tensor(mili.REACH)
+                    told = policy(fine, mili.scaled(pose), f[n, i][None])
+                    *mixture, end, heat, aim, turned = told
+                    move = (action - mili.base(pose, turned)) / torch.tensor(mili.REACH)
                     for k, xy in enumerate(batch["ahead"][i, m, t]):
                         place = mili.in_image(run.config.size, xy)
                         off = aim[0, k].numpy() - (xy - batch["pose"][i, m, t, :2]) / 0.06
                         near = abs(off) < 0.3
                         smooth = np.where(near, off**2 / 0.6, abs(off) - 0.15).mean()
                         ways.append(literal_surprise(heat[0, k].numpy(), place) + smooth)
+                    off = turned[0].numpy() - batch["turned"][i, m, t]
+                    turns.append((off**2).mean())
                     oil.append(mili.negative_log_likelihood(mixture, move).item())
                     p = torch.sigmoid(end).item()
                     ends.append(-math.log(p if done else 1 - p))
@@ -276,9 +279,24 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     metrics = agent.update(batch, 3)
     np.testing.assert_allclose(
         [metrics[name] for name in mili.LOSSES],
-        [np.mean(oil), unlike, np.mean(ends), np.mean(ways)],
+        [np.mean(oil), unlike, np.mean(ends), np.mean(ways), np.mean(turns)],
         rtol=1e-3,
     )
+
+
+@pytest.mark.parametrize(
+    ("yaw", "then", "told"),
+    [(0, 0.3, 0.3), (0, 1.2, 0.4), (0.2, 0.2, 0.2), (1.5, -1.5, -1.5), (0.5, -1.2, 0.9), (3, 0, 0)],
+)
+def test_a_gripper_turns_the_shorter_way_a_step_at_a_time(yaw, then, told):
+    """Jaws are alike: half a turn is none."""
+    pose, turned = torch.rand(1, 9), torch.tensor([[math.cos(2 * then), math.sin(2 * then)]])
+    pose[0, 5] = yaw
+    x, y, z, *bearing, is_told, finger = mili.base(pose, turned)[0].tolist()
+    assert [x, y, z] == pose[0, :3].tolist()
+    assert bearing == [0, 0]
+    assert finger == 0
+    assert abs(math.sin(is_told - told)) < 0.05
 
 
 def test_pairs_are_two_demonstrations_of_a_task_each_task_once(begun):
@@ -327,6 +345,7 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
         np.testing.assert_allclose(off.reshape(-1, 9).std(0), mili.INEXACT, rtol=0.5, atol=1e-6)
         np.testing.assert_array_equal(after["action"][..., 0], x * before["action"][..., 0])
         np.testing.assert_array_equal(after["ahead"][..., 0], x * before["ahead"][..., 0])
+        np.testing.assert_array_equal(after["turned"], before["turned"] * [1, x])
         np.testing.assert_array_equal(after["action"][..., 2], before["action"][..., 2])
         now = after["image"][..., ::x, :].astype(int)
         turned = (now != before["image"]).any()
@@ -387,6 +406,9 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
             then = [min(t + 5, length - 1), min([*later, length - 1]), length - 1]
             xy = library.pose[[first + k for k in then], :2]
             np.testing.assert_array_equal(library.ahead[first + t], xy)
+            yaw = library.pose[first + then[1], 5]
+            twice = [np.cos(yaw) ** 2 - np.sin(yaw) ** 2, 2 * np.cos(yaw) * np.sin(yaw)]
+            np.testing.assert_allclose(library.turned[first + t], twice, atol=1e-6)
             shadow = camera.project(np.concatenate([xy, [[0]] * 3], 1))
             np.testing.assert_allclose(mili.in_image(64, xy), shadow, atol=1e-6)
 
@@ -400,9 +422,10 @@ def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     means, end = np.zeros((B, 3, 7), np.float32), np.resize([-1.0, 4.0], B)
     means[:, 0, 1], means[:, 1, 0], means[:, 2, 2] = 9, 0.5, 9
     told = [torch.tensor([0.3, 0.6, 0.1]).log().expand(B, 3), torch.from_numpy(means), None]
-    fake = lambda *_: (*told, torch.from_numpy(end), None, None)
-    agent = SimpleNamespace(nets=[lambda x: (x, x), None, fake], config=begun().config)
     pose = rng.random((B, 9), np.float32)
+    turned = torch.from_numpy(np.stack([np.cos(2 * pose[:, 5]), np.sin(2 * pose[:, 5])], 1))
+    fake = lambda *_: (*told, torch.from_numpy(end), None, None, turned)
+    agent = SimpleNamespace(nets=[lambda x: (x, x), None, fake], config=begun().config)
     images, f = np.zeros((B, 8, 8, 3), np.uint8), np.zeros((B, 32), np.float32)
     action, done = mili.act(agent, images, pose, f, rng)
     assert done.tolist() == (end > 0).tolist()
