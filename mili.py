@@ -30,8 +30,8 @@ Departures from the paper, and what it leaves open:
  8. Three of the policy's glimpses learn to look where the gripper will be 5 steps later, where it
     next comes down, and where it ends, and the policy to say so: most moves tell only roughly where
     they lead.  Places are told on the table, from the gripper: the camera's place is known.  It
-    also learns to say how the gripper is turned where it comes down, and means are told from a turn
-    towards that: from moves alone, grasps were turned at random.
+    also learns to say how the gripper is turned where it comes down, sees the image's pixels around
+    that place, and means are told from a turn towards that: without, grasps were turned at random.
  9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
     shown.  So parts of what stands still are replaced by what stands still in others, half of the
@@ -118,6 +118,7 @@ SURE = 3.0  # logit at which a robot says so: a chance of 0.95
 MIRROR = {  # left for right
     "pose": np.float32([-1, 1, 1, 1, -1, -1, 1, 1, 1]), "ahead": np.float32([-1, 1]),
     "action": np.float32([-1, 1, 1, 1, -1, -1, 1]), "turned": np.float32([1, -1]),
+    "yaw": np.float32(-1),
 }  # fmt: skip
 PARTNERS = 32  # of a trial that are kept, drawn at random from all
 
@@ -173,8 +174,9 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose [M, 9], action [M, 7], done [M], ahead [M, 3, 2] on the table, turned
-    [M, 2]; first and length of each episode.  An episode's last frame has its last action again.
+    image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M], ahead [M, 3, 2] on the table,
+    turned [M, 2]; first and length of each episode.  An episode's last frame has its last action
+    again.
     """
 
     def __init__(self, config, episodes, what):
@@ -193,8 +195,8 @@ class Library:
         scene = np.repeat([e["scene"] for e in episodes], length)
         then = [e + ahead(self.pose[e : e + n, 2]) for e, n in zip(self.first, length, strict=True)]
         then = np.concatenate(then)
-        self.ahead, yaw = self.pose[then, :2], self.pose[then[:, 1], 5]
-        self.turned = np.stack([np.cos(2 * yaw), np.sin(2 * yaw)], 1)
+        self.ahead, self.yaw = self.pose[then, :2], self.pose[:, 5]
+        self.turned = twice(self.yaw[then[:, 1]])
         self.image = render(config, states, scene, what)
 
     def __len__(self):
@@ -211,8 +213,13 @@ class Library:
         return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
 
     def take(self, moments):
-        names = ("image", "pose", "action", "done", "ahead", "turned")
+        names = ("image", "pose", "yaw", "action", "done", "ahead", "turned")
         return {name: getattr(self, name)[moments] for name in names}
+
+
+def twice(yaw):
+    """Cosine and sine of twice an angle: the same for jaws turned by half a turn.  [..., 2]"""
+    return np.stack([np.cos(2 * yaw), np.sin(2 * yaw)], -1)
 
 
 def ahead(z):
@@ -427,9 +434,10 @@ class Agent:
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
         pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
-        *mixture, end, heat, aim, turned = policy(maps, scaled(pose), shown)
+        images = batch["image"].flatten(0, 2)
+        *mixture, end, heat, aim, turned = policy(images, maps, scaled(pose), shown)
         reach = torch.from_numpy(REACH).to(pose)
-        move = (action - base(pose, turned.detach())) / reach
+        move = (action - base(pose, batch["yaw"].flatten(), turned.detach())) / reach
         way = (batch["ahead"].flatten(0, 2) - pose[:, None, :2]) / reach[:2]
         L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
@@ -487,13 +495,13 @@ def scaled(pose):
     return (pose - torch.from_numpy(REST).to(pose)) / torch.from_numpy(UNIT).to(pose)
 
 
-def base(pose, turned):
+def base(pose, yaw, turned):
     """What means are told from: where the gripper is, turned as far as it goes in a step towards
     how it will be turned where it comes down; its fingers from 0."""
-    yaw = torch.atan2(turned[..., 1], turned[..., 0]) / 2
-    turn = (yaw - pose[..., 5] + torch.pi / 2) % torch.pi - torch.pi / 2  # jaws are alike
-    x, y, z, yaw = *pose[..., :3].unbind(-1), pose[..., 5] + turn.clamp(-TURN, TURN)
-    return torch.stack([x, y, z, 0 * x, 0 * x, yaw, 0 * x], -1)
+    turn = torch.atan2(turned[..., 1], turned[..., 0]) / 2 - yaw
+    turn = (turn + torch.pi / 2) % torch.pi - torch.pi / 2  # jaws are alike
+    x, y, z = pose[..., :3].unbind(-1)
+    return torch.stack([x, y, z, 0 * x, 0 * x, yaw + turn.clamp(-TURN, TURN), 0 * x], -1)
 
 
 # --------------------------------------------------------------------------------------------
@@ -506,12 +514,12 @@ def act(agent, images, pose, f, rng):
     """The mean of a likely component, as an absolute pose; is all done?"""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    logits, means, _, end, _, _, turned = policy(look(images)[1], scaled(pose), f)
+    logits, means, _, end, _, _, turned = policy(images, look(images)[1], scaled(pose), f)
     # by the squares of their weights: departure 3
     chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
     drawn = (chance < rng.random((len(chance), 1))).sum(1)
     move = means[torch.arange(len(means)), torch.from_numpy(drawn)]
-    action = base(pose, turned) + torch.from_numpy(REACH).to(pose) * move
+    action = base(pose, pose[:, 5], turned) + torch.from_numpy(REACH).to(pose) * move
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 

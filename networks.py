@@ -257,6 +257,17 @@ class Embedding(nn.Module):
 
 
 AIMS = 3  # places ahead: soon, where it next comes down, at its end
+DOWN = 1  # of these, the one that is looked at closely
+FOVEA = 13  # pixels of the image, so closely
+
+
+def crop(images, places, size=FOVEA):
+    """What images [B, H, W, 3] show around places [B, 2], from -1 to 1.  [B, 3, size, size]"""
+    step = (torch.arange(size, device=places.device) - size // 2) * 2 / images.shape[1]
+    x, y = places[:, 0, None, None] + step, places[:, 1, None, None] + step[:, None]
+    grid = torch.stack(torch.broadcast_tensors(x, y), 3)
+    images = images.permute(0, 3, 1, 2).float() / 255 - 0.5
+    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 class Mixture(nn.Module):
@@ -265,11 +276,19 @@ class Mixture(nn.Module):
     def __init__(self, channels, places, pose=9, size=32, hidden=256, K=5, glimpses=8, actions=7):
         """Places [h w, 2] of the maps' cells, as a pose's first two numbers tell them."""
         super().__init__()
-        self.register_buffer("places", places)
+        n = round(len(places) ** 0.5)
+        y, x = ((torch.arange(n) + 0.5) / n * 2 - 1).expand(2, n)
+        in_image = torch.stack([x.repeat(n), y.repeat_interleave(n)], 1)
+        self.register_buffer("places", torch.cat([places, in_image], 1))
+        self.fovea = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(32 * (FOVEA // 2 + 1) ** 2, 64), nn.LayerNorm(64), nn.ReLU(),
+        )  # fmt: skip
         self.channels, self.glimpses, self.K, self.actions = channels, glimpses, K, actions
         self.query = mlp(size + pose, glimpses * channels, 128, 1)  # what to look for, by what
         nn.init.normal_(self.query[-1].weight, 0, 0.1)  # was shown and how far one has come
-        inputs = glimpses * (2 + channels) + pose + size
+        inputs = glimpses * (2 + channels) + 64 + pose + size
         self.hidden = nn.Sequential(
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
@@ -277,8 +296,8 @@ class Mixture(nn.Module):
         self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * AIMS + 2)
         self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
-    def forward(self, maps, pose, f):
-        """Maps and pose of B moments, each with an embedding [B, size].
+    def forward(self, images, maps, pose, f):
+        """Images, their maps, and pose of B moments, each with an embedding [B, size].
 
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
         the heat maps it looks by [B, glimpses, h, w], where it aims at [B, AIMS, 2], and how it is
@@ -287,8 +306,9 @@ class Mixture(nn.Module):
         queries = self.query(torch.cat([f, pose], 1)).unflatten(1, (self.glimpses, self.channels))
         seen, heat = glimpse(maps, queries, self.places, sharp=AIMS)
         way = seen[..., :2] - pose[:, None, :2]  # from the gripper to what it looks at
-        seen = torch.cat([way, seen[..., 2:]], 2)
-        out = self.out(self.hidden(torch.cat([seen.flatten(1), pose, f], 1)))
+        near = self.fovea(crop(images, seen[:, DOWN, 2:4].detach()))
+        seen = torch.cat([way, seen[..., 4:]], 2)
+        out = self.out(self.hidden(torch.cat([seen.flatten(1), near, pose, f], 1)))
         parts = [self.K, self.K * self.actions, 1, 2 * AIMS, 2]
         logits, means, end, aim, turned = out.split(parts, 1)
         σ = nn.functional.softplus(self.spread) + 0.05
@@ -337,7 +357,7 @@ if __name__ == "__main__":
         encoder = Encoder(name, images=2, size=128)
         policy = Policy(encoder.width, 9)
         print(f"{name}: {count(encoder, policy):,} parameters in encoder and policy")
-    look, f, π = Look(), Embedding(32, 40), Mixture(32)
+    look, f, π = Look(), Embedding(32, 40), Mixture(32, torch.zeros(50 * 50, 2))
     print(
         f"MILI: {count(look):,} in the convolutions, {count(f):,} in f, {count(π):,} in the policy"
     )

@@ -230,10 +230,25 @@ def test_the_policy_is_told_how_far_what_it_sees_is_from_its_gripper(config):
     cell = (np.arange(24) + 0.5) / 12 - 1
     np.testing.assert_allclose(camera.project(points)[..., 0], np.tile(cell, (24, 1)), atol=1e-5)
     np.testing.assert_allclose(camera.project(points)[..., 1].T, np.tile(cell, (24, 1)), atol=1e-5)
-    told = mili.Agent(config(size=48)).nets[2].places.view(24, 24, 2)
+    told = mili.Agent(config(size=48)).nets[2].places.view(24, 24, 4)
     pose = torch.from_numpy(mili.felt(world.pose(), world.pose(), world.pose()[:, 6]))
     pose[0, :2] = torch.from_numpy(places[17, 5])
-    np.testing.assert_allclose(mili.scaled(pose)[0, :2], told[17, 5], atol=1e-5)
+    np.testing.assert_allclose(mili.scaled(pose)[0, :2], told[17, 5, :2], atol=1e-5)
+    np.testing.assert_allclose(camera.project(points)[17, 5], told[17, 5, 2:], atol=1e-5)
+
+
+def test_what_is_looked_at_closely_is_what_the_image_shows_there():
+    """Pixel (20, 9) of an image, and half a pixel beside it; beyond the border, the border."""
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    place = lambda x, y: [(x + 0.5) / 16 - 1, (y + 0.5) / 16 - 1]
+    places = torch.tensor([place(20, 9), place(20.5, 9), place(1, 9)])
+    seen = (networks.crop(images, places, 5) + 0.5) * 255
+    exact = images.permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(seen[0], exact[0, :, 7:12, 18:23], atol=1e-2, rtol=0)
+    between = (exact[1, :, 7:12, 18:23] + exact[1, :, 7:12, 19:24]) / 2
+    torch.testing.assert_close(seen[1], between, atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[2, :, :, 1:], exact[2, :, 7:12, :4], atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[2, :, :, 0], seen[2, :, :, 1], atol=1e-2, rtol=0)
 
 
 def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
@@ -242,6 +257,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     agent, library, rng = run.agent, run.demos, np.random.default_rng(0)
     pairs = run.draw_demos(3, rng)
     batch = library.take(library.moments(pairs, FRAMES, rng))
+    mili.vary(batch, rng)
     look, embed, policy = agent.nets
     oil, ends, ways, turns = [], [], [], []
     vectors, f = np.zeros((2, 2, 3), object)
@@ -261,9 +277,10 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
                         for k in ("image", "pose", "action", "done")
                     )
                     _, fine = look(image)
-                    told = policy(fine, mili.scaled(pose), f[n, i][None])
+                    told = policy(image, fine, mili.scaled(pose), f[n, i][None])
                     *mixture, end, heat, aim, turned = told
-                    move = (action - mili.base(pose, turned)) / torch.tensor(mili.REACH)
+                    yaw = torch.tensor(batch["yaw"][i, m, t])
+                    move = (action - mili.base(pose, yaw, turned)) / torch.tensor(mili.REACH)
                     for k, xy in enumerate(batch["ahead"][i, m, t]):
                         place = mili.in_image(run.config.size, xy)
                         off = aim[0, k].numpy() - (xy - batch["pose"][i, m, t, :2]) / 0.06
@@ -291,8 +308,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
 def test_a_gripper_turns_the_shorter_way_a_step_at_a_time(yaw, then, told):
     """Jaws are alike: half a turn is none."""
     pose, turned = torch.rand(1, 9), torch.tensor([[math.cos(2 * then), math.sin(2 * then)]])
-    pose[0, 5] = yaw
-    x, y, z, *bearing, is_told, finger = mili.base(pose, turned)[0].tolist()
+    x, y, z, *bearing, is_told, finger = mili.base(pose, torch.tensor(yaw), turned)[0].tolist()
     assert [x, y, z] == pose[0, :3].tolist()
     assert bearing == [0, 0]
     assert finger == 0
@@ -346,6 +362,7 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
         np.testing.assert_array_equal(after["action"][..., 0], x * before["action"][..., 0])
         np.testing.assert_array_equal(after["ahead"][..., 0], x * before["ahead"][..., 0])
         np.testing.assert_array_equal(after["turned"], before["turned"] * [1, x])
+        np.testing.assert_array_equal(after["yaw"], before["pose"][..., 5] * x)  # moves are exact
         np.testing.assert_array_equal(after["action"][..., 2], before["action"][..., 2])
         now = after["image"][..., ::x, :].astype(int)
         turned = (now != before["image"]).any()
