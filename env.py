@@ -1044,6 +1044,8 @@ ALIKE = {  # so often in a turn they look the same to whoever grasps them
 class Operator:
     """Does each robot's task, as an operator in virtual reality would: waypoints, a quick hand."""
 
+    TURN = 0.4  # rad, at most, in a step
+
     def __init__(self, world, seed=0):
         check(isinstance(world, Kitchen), "an Operator does kitchen tasks: give it a Kitchen")
         self.world, self.seed = world, seed
@@ -1123,7 +1125,7 @@ class Operator:
         distance = np.linalg.norm(error, axis=1)
         move = error * np.minimum(1, speed / np.maximum(distance, 1e-9))[:, None]
         actions = np.concatenate([pose[:, :3] + move, 0 * move, finger[:, None]], 1)
-        actions[:, 5] = pose[:, 5] + np.clip(turn, -0.4, 0.4)
+        actions[:, 5] = pose[:, 5] + np.clip(turn, -self.TURN, self.TURN)
         self.frames += 1
         self.fingers = pose[:, 6]
         return np.clip(actions, self.world.low, self.world.high)

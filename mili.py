@@ -39,7 +39,8 @@ Departures from the paper, and what it leaves open:
 10. A demonstration is cloned until its task is done, a trial until all is that it achieved.  What
     follows looks like what came before: robots stood still above a button that they had not
     pressed yet, and half of a push's trial was what the robot did because it did not know its end.
-11. Poses to learn from are inexact, actions are not: so whoever is a centimetre off knows back.
+11. Poses to learn from are inexact, actions are not, nor is the yaw that turns are told from: so
+    whoever is a centimetre off knows back.
     Felt, too, is how far the fingers have just moved, and how far they are from where they were
     told to be: are they closing still, are they open, or do they hold something?
 12. An episode is seen by 8 of its frames: rather many episodes in a batch than many frames of one.
@@ -108,7 +109,6 @@ LIMITS = {
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
 REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what a robot feels
-TURN = 0.4  # rad: so far a gripper turns in a step
 SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
@@ -496,12 +496,16 @@ def scaled(pose):
 
 
 def base(pose, yaw, turned):
-    """What means are told from: where the gripper is, turned as far as it goes in a step towards
-    how it will be turned where it comes down; its fingers from 0."""
-    turn = torch.atan2(turned[..., 1], turned[..., 0]) / 2 - yaw
+    """What means are told from: where the gripper is, a turn towards `turned`, fingers from 0.
+
+    Poses [B, 9], as far as they are known, yaw [B] and turned [B, 2], how it will be where the
+    gripper comes down.  [B, 7]
+    """
+    turn = torch.atan2(turned[:, 1], turned[:, 0]) / 2 - yaw
     turn = (turn + torch.pi / 2) % torch.pi - torch.pi / 2  # jaws are alike
-    x, y, z = pose[..., :3].unbind(-1)
-    return torch.stack([x, y, z, 0 * x, 0 * x, yaw + turn.clamp(-TURN, TURN), 0 * x], -1)
+    told = torch.zeros_like(pose[:, :7])
+    told[:, :3], told[:, 5] = pose[:, :3], yaw + turn.clamp(-env.Operator.TURN, env.Operator.TURN)
+    return told
 
 
 # --------------------------------------------------------------------------------------------
@@ -656,13 +660,13 @@ def load_trials(path):
 # --------------------------------------------------------------------------------------------
 
 
-def agreement(f, what, alphas, tasks=None):
+def agreement(f, what, alphas, tasks):
     """How well cosines above α tell episodes of a common task: precision, recall, F1.  [alphas]
 
-    Among `tasks` tasks instead of these few, the more of two episodes would be of different ones.
+    As if of so many tasks: the more there are, the more of two episodes are of different ones.
     """
     cosine, same = f @ f.T, what @ what.T > 0
-    unlike = (tasks - 1) / (what.shape[1] - 1) if tasks else 1.0
+    unlike = (tasks - 1) / (what.shape[1] - 1)
     upper = np.triu_indices(len(f), 1)
     cosine, same = cosine[upper], same[upper]
     right = np.array([(same & (cosine > alpha)).sum() for alpha in alphas])

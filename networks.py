@@ -2,7 +2,7 @@
 
 MetaMimic (https://arxiv.org/abs/1810.05017), section 2.1 and figure 3 (the large network), figure
 6 (the small one, from IMPALA, https://arxiv.org/abs/1802.01561), appendix C.1 (the critic's head).
-MILI (https://arxiv.org/abs/2003.00119): section IV-A and figure 3.
+MILI (https://arxiv.org/abs/2003.02636): section IV-A and figure 3.
 
     python networks.py      prints the networks and their numbers of parameters
 
@@ -19,8 +19,9 @@ Departures from the papers, and what they leave open:
     convolutions, two layers, a mixture).  Here the policy's spatial softmaxes look for what the
     demonstration's embedding and the gripper's pose ask for, in maps as fine as half of the image,
     and tell beside where it is on the table what is there: AIMS of them by the surroundings of
-    the hottest cell alone.  The embedding is told from the mean of its batch before it is brought
-    to length 1.
+    the hottest cell alone.  A softmax keeps no picture, so three convolutions more see FOVEA
+    pixels around one of them, and the policy says how it will be turned there.  The embedding is
+    told from the mean of its batch before it is brought to length 1.
 """
 
 import contextlib
@@ -189,20 +190,24 @@ class Look(nn.Module):
             return coarse, self.both(self.where(fine) + what)
 
 
+def cells(h, w):
+    """Middles of an image's h x w cells, from -1 to 1, row by row.  [h w, 2]"""
+    y, x = ((torch.arange(n) + 0.5) / n * 2 - 1 for n in (h, w))
+    return torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)
+
+
 def glimpse(maps, queries, places=None, sharp=0):
     """For each query: where in the maps it is met, and what is there.
 
-    Maps [B, C, h, w], queries [n, C] or [B, n, C], places [h w, 2] of the maps' cells: from -1 to 1
-    in the image unless told.  Places and contents, [B, n, 2 + C], and the heat that they are means
+    Maps [B, C, h, w], queries [n, C] or [B, n, C], places [h w, m] of the maps' cells: from -1 to 1
+    in the image unless told.  Places and contents, [B, n, m + C], and the heat that they are means
     by, as logits [B, n, h, w].  Of the first `sharp` queries only what is near the hottest cell
     counts: a mean of two things is where nothing is.
     """
     h, w = maps.shape[2:]
     pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, C], as they lie in memory
     heat = (pixels @ queries.to(pixels.dtype).mT).mT.float()  # [B, n, h w]
-    if places is None:
-        y, x = ((torch.arange(n, device=heat.device) + 0.5) / n * 2 - 1 for n in (h, w))
-        places = torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)
+    places = cells(h, w).to(heat) if places is None else places
     hot, cell = heat[:, :sharp].argmax(2, True), torch.arange(h * w, device=heat.device)
     far = torch.maximum((cell % w - hot % w).abs(), (cell // w - hot // w).abs()) > 2
     near = torch.cat([heat[:, :sharp].masked_fill(far, -torch.inf), heat[:, sharp:]], 1)
@@ -276,10 +281,8 @@ class Mixture(nn.Module):
     def __init__(self, channels, places, pose=9, size=32, hidden=256, K=5, glimpses=8, actions=7):
         """Places [h w, 2] of the maps' cells, as a pose's first two numbers tell them."""
         super().__init__()
-        n = round(len(places) ** 0.5)
-        y, x = ((torch.arange(n) + 0.5) / n * 2 - 1).expand(2, n)
-        in_image = torch.stack([x.repeat(n), y.repeat_interleave(n)], 1)
-        self.register_buffer("places", torch.cat([places, in_image], 1))
+        side = math.isqrt(len(places))
+        self.register_buffer("places", torch.cat([places, cells(side, side)], 1))
         self.fovea = nn.Sequential(
             nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
             nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Flatten(),
