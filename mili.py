@@ -39,6 +39,7 @@ Departures from the paper, and what it leaves open:
 10. A demonstration is cloned until its task is done, a trial until all is that it achieved.  What
     follows looks like what came before: robots stood still above a button that they had not
     pressed yet, and half of a push's trial was what the robot did because it did not know its end.
+    Four steps follow what is placed: fingers just opened touch it still, and may have to withdraw.
 11. Poses to learn from are inexact, actions are not, nor is the yaw that turns are told from: so
     whoever is a centimetre off knows back.
     Felt, too, is how far the fingers have just moved, and how far they are from where they were
@@ -112,6 +113,7 @@ REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what
 SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
+LEAVE = 4  # steps in which a gripper withdraws from what it has placed
 LAST = 2  # so many frames of an episode are where all is done
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
@@ -152,10 +154,18 @@ def load_demos(config, split, numbers):
         task = tasks[int(path.name[:3])]
         here = (demo["scene"], demo["slot"]) == tuple(task) and demo["rewards"].any()
         env.check(here, f"{path} does not show task {path.name[:3]} of {split}")
-        T = int(demo["rewards"].argmax()) + 1
-        rows = {"states": demo["states"][: T + 1], "actions": demo["actions"][:T]}
-        episodes.append(rows | {"scene": task.scene, "achieved": slots == task.slot})
+        rows = {name: demo[name] for name in ("states", "actions")}
+        done = {"achieved": slots == task.slot, "since": int(demo["rewards"].argmax()) + 1}
+        episodes.append(ended(rows | done | {"scene": task.scene}))
     return episodes
+
+
+def ended(episode):
+    """Until all that it achieved is done: departure 10."""
+    placed = any(env.SLOTS[slot][0] == "place" for slot in np.flatnonzero(episode["achieved"]))
+    T = episode["since"] + LEAVE * placed
+    kept = {"states": episode["states"][: T + 1], "actions": episode["actions"][:T]}
+    return kept | {name: episode[name] for name in ("scene", "achieved")}
 
 
 def whats(episodes):
@@ -602,12 +612,6 @@ class Collector:
         save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
         self.board.steps[self.number] += n
         self.board.episodes[self.number] += [n, len(useful)]
-
-
-def ended(trial):
-    """Until all that it achieved is done, as demonstrations are: departure 10."""
-    states, actions = trial["states"][: trial["since"] + 1], trial["actions"][: trial["since"]]
-    return trial | {"states": states, "actions": actions}
 
 
 def awake(trial):

@@ -130,13 +130,16 @@ def test_each_frame_is_learned_from_as_often_as_another(begun):
     assert abs(drawn / expected - 1).max() < 0.15
 
 
-def test_poses_and_actions_are_the_files(begun, demos):
-    run = begun()
-    number = mili.chosen_tasks(TASKS)[3]
+@pytest.mark.parametrize(("family", "more"), [("push", 0), ("place", mili.LEAVE)])
+def test_poses_and_actions_are_the_files(begun, demos, family, more):
+    """Until the task is done, and of what is placed a little longer."""
+    run, numbers = begun(), mili.chosen_tasks(TASKS)
+    turn = [env.tasks_of("train")[number].family for number in numbers].index(family)
+    number = numbers[turn]
     demo = env.load_demo(demos / f"kitchen/train/{number:03d}_1.npz", "kitchen",
                          ("actions", "obs/body", "rewards"))  # fmt: skip
-    T = int(np.flatnonzero(demo["rewards"])[0]) + 1  # until its task is done
-    first, length = run.demos.first[7], run.demos.length[7]
+    T = int(np.flatnonzero(demo["rewards"])[0]) + 1 + more
+    first, length = (x[2 * turn + 1] for x in (run.demos.first, run.demos.length))
     part = slice(first, first + length)
     np.testing.assert_allclose(run.demos.pose[part, :7], demo["obs/body"][: T + 1], atol=1e-6)
     np.testing.assert_array_equal(run.demos.action[part][:-1], demo["actions"][:T])
@@ -484,6 +487,20 @@ def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
         there = (world.achieved() >= trial["achieved"]).all(1)
         assert there[T]
         assert not there[:T].any()
+
+
+def test_an_episode_ends_when_all_is_done_and_what_is_placed_has_been_left():
+    """Where something else was placed, too, and never behind its last step."""
+    states, actions = np.arange(21), np.arange(20)
+    press, place = ([slot[0] for slot in env.SLOTS].index(family) for family in ("press", "place"))
+    for achieved, since, T in (([press], 8, 8), ([place], 8, 12), ([press, place], 8, 12),
+                               ([place], 18, 20), ([press], 20, 20)):  # fmt: skip
+        episode = {"states": states, "actions": actions, "since": since, "scene": 3}
+        episode["achieved"] = np.isin(np.arange(len(env.SLOTS)), achieved)
+        kept = mili.ended(episode)
+        assert kept["actions"].tolist() == list(range(T))
+        assert kept["states"].tolist() == list(range(T + 1))
+        assert kept["scene"] == 3
 
 
 def test_a_chunk_of_trials_is_the_same_whoever_makes_it(begun, tmp_path):
