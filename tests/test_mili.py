@@ -636,6 +636,45 @@ def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     assert (partners[mixed[:, 0]] == mixed[:, 1:]).any(1).all()
 
 
+def by_the_operator(tasks):
+    """An episode of each task, as demonstrations are; fewer than all, should it fail."""
+    world = env.Kitchen(len(tasks), obs="features", size=32, tasks=tasks)
+    operator, states, actions = env.Operator(world), [world.get_state()], []
+    since = np.zeros(len(tasks), int)
+    while len(ids := np.flatnonzero(since == 0)) and len(actions) < world.horizon:
+        actions.append(np.float32(operator.act()))
+        _, reward, _, _ = world.step(actions[-1], ids)
+        states.append(world.get_state())
+        since[ids[reward[ids] > 0]] = len(actions)
+    states, actions, slots = np.stack(states, 1), np.stack(actions, 1), np.arange(len(env.SLOTS))
+    return [
+        mili.ended({"states": states[i], "actions": actions[i], "since": since[i],
+                    "scene": task.scene, "achieved": slots == task.slot})
+        for i, task in enumerate(tasks) if since[i]
+    ]  # fmt: skip
+
+
+def test_a_trial_that_did_something_else_is_paired_with_what_it_did(begun):
+    """Of eight tasks in two scenes; and not with whatever else was shown to it in its scene."""
+    updates, tasks = 300, [task for task in env.tasks_of("train") if task.scene in (0, 1)]
+    run = begun(updates=updates, channels=16, batch=8, lr=3e-3, lr_end=0.1)
+    trials, demos = (by_the_operator(tasks * n) for n in (4, 10))
+    run.trials, run.demos = (mili.Library(run.config, each, "") for each in (trials, demos))
+    for _ in range(updates):
+        run.round()
+    f, rng = run.agent.embed(run.trials), np.random.default_rng(0)
+    partners, _, _ = mili.pair("mili", f, run.trials.what, 0.8, rng)
+    one, k = np.nonzero(partners >= 0)
+    other, did = partners[one, k], run.trials.what.argmax(1)
+    scene = np.array([trial["scene"] for trial in trials])
+    right = (did[one] == did[other]).mean()
+    shown = ((did[one] != did[other]) & (scene[one] == scene[other])).mean() / 3  # each of three
+    chance = np.mean([(did == what).mean() for what in did])
+    assert len(one) > 40
+    assert right > 3 * chance
+    assert right > 3 * shown
+
+
 def test_a_robot_feels_whether_its_fingers_hold_something(begun):
     """In a demonstrated grasp: open, closing, and around the object; as in a trial."""
     run = begun()
