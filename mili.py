@@ -27,10 +27,13 @@ Departures from the paper, and what it leaves open:
     demonstrations, so that a next round has an embedding to pair with (line 24 has eq. 2 alone).
  7. α is what would pair the validation tasks' demonstrations best (F1), were these of as many tasks
     as the trials: among 200, a pair is five times as easily wrong.  --alpha 0.9 is the paper's.
- 8. Three of the policy's glimpses learn to look where the gripper will be 5 steps later, where it
-    next comes down, and where it ends, and the policy to say so: most moves tell only roughly where
-    they lead.  Places are told on the table, from the gripper: the camera's place is known.  It
-    also learns to say how the gripper is turned where it comes down, sees the image's pixels around
+ 8. The policy learns what it goes for, too, in two looks: most moves tell only roughly where they
+    lead.  Of the first look's glimpses, two learn to find what is touched and what that is brought
+    to, as far as the gripper's path tells; three of the second, by what the first has found, where
+    the gripper will be 5 steps later, where it next comes down, and where it ends.  A push begins
+    behind one thing as seen from another: at a place that looks like nothing.
+    Places are told on the table, from the gripper: the camera's place is known.  The policy also
+    learns to say how the gripper is turned where it comes down, sees the image's pixels around
     that place, and means are told from a turn towards that: without, grasps were turned at random.
  9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
@@ -114,6 +117,8 @@ SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
 LEAVE = 4  # steps in which a gripper withdraws from what it has placed
+SLIDES = 0.05  # m along the table, at least, of a gripper that pushes something
+AHEAD = (0.09, 0.12)  # m ahead of it, then, is what it pushes, and, in the end, what that meets
 LAST = 2  # so many frames of an episode are where all is done
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
@@ -184,7 +189,7 @@ def whats(episodes):
 class Library:
     """Episodes' frames one after the other, images in shared memory.
 
-    image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M], ahead [M, 3, 2] on the table,
+    image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M], ahead [M, 5, 2] on the table,
     turned [M, 2]; first and length of each episode.  An episode's last frame has its last action
     again.
     """
@@ -203,9 +208,11 @@ class Library:
         left = np.concatenate([np.arange(n)[::-1] for n in length])
         self.done = np.float32(left < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
-        then = [e + ahead(self.pose[e : e + n, 2]) for e, n in zip(self.first, length, strict=True)]
-        then = np.concatenate(then)
-        self.ahead, self.yaw = self.pose[then, :2], self.pose[:, 5]
+        parts = [self.pose[e : e + n, :3] for e, n in zip(self.first, length, strict=True)]
+        then = [e + ahead(part[:, 2]) for e, part in zip(self.first, parts, strict=True)]
+        then, self.yaw = np.concatenate(then), self.pose[:, 5]
+        at = np.concatenate([things(part) for part in parts])
+        self.ahead = np.concatenate([self.pose[then, :2], at], 1)
         self.turned = twice(self.yaw[then[:, 1]])
         self.image = render(config, states, scene, what)
 
@@ -241,6 +248,24 @@ def ahead(z):
     down = np.array([*landings(z), end])
     following = np.minimum(np.searchsorted(down, now, side="right"), len(down) - 1)
     return np.stack([np.minimum(now + SOON, end), down[following], np.full_like(now, end)], 1)
+
+
+def things(path, much=0.03):
+    """Where the thing lies that is touched first, and the one that it is brought to, as far as a
+    gripper's path [T, 3] tells: where it lands first and last, or before it where it slides.
+
+    [T, 2, 2]
+    """
+    xy, z = path[:, :2], path[:, 2]
+    down = landings(z) or [len(z) - 1]
+    rises = np.append(np.flatnonzero(z[down[0] :] > z[down[0]] + much), len(z) - down[0])
+    low = down[0] + rises[0] - 1  # the last frame before it first rises
+    way = xy[low] - xy[down[0]]
+    slides = np.hypot(*way) > SLIDES
+    before = np.outer(AHEAD, way / np.hypot(*way) if slides else (0, 0))
+    end = low if slides else down[-1]
+    touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # from then on it comes along
+    return np.stack([touched + before[0], np.tile(xy[end] + before[1], (len(z), 1))], 1)
 
 
 def landings(z, much=0.03, near=0.01):
@@ -350,7 +375,7 @@ def mingle(batch, table, rng):
     (E, _, H, W, _), first = image.shape, image[:, 0]
     still = (image == first[:, None]).all((1, 4))  # [E, H, W]
     y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in (H, W))
-    places = in_image(W, batch["ahead"][..., 1:, :]).reshape(E, -1, 2)  # [E, 2 F, 2]
+    places = in_image(W, batch["ahead"][..., 1:, :]).reshape(E, -1, 2)  # [E, 4 F, 2]
     px, py = np.moveaxis(places, 2, 0)[..., None]
     near = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None] < NEAR**2
     low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
@@ -453,7 +478,7 @@ class Agent:
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         done = batch["done"].flatten()
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
-        L_ahead = networks.surprise(heat[:, : networks.AIMS], batch["places"].flatten(0, 2)).mean()
+        L_ahead = networks.surprise(heat, batch["places"].flatten(0, 2)).mean()
         L_ahead = L_ahead + torch.nn.functional.smooth_l1_loss(aim, way, beta=0.3)
         L_turn = torch.nn.functional.mse_loss(turned, batch["turned"].flatten(0, 2))
         loss = L_oil + L_c + L_end + L_ahead + L_turn  # eq. 3, and departures 4 and 8

@@ -196,17 +196,17 @@ def cells(h, w):
     return torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)
 
 
-def glimpse(maps, queries, places=None, sharp=0):
+def glimpse(maps, queries, places=None, sharp=0, warmth=0):
     """For each query: where in the maps it is met, and what is there.
 
     Maps [B, C, h, w], queries [n, C] or [B, n, C], places [h w, m] of the maps' cells: from -1 to 1
     in the image unless told.  Places and contents, [B, n, m + C], and the heat that they are means
     by, as logits [B, n, h, w].  Of the first `sharp` queries only what is near the hottest cell
-    counts: a mean of two things is where nothing is.
+    counts: a mean of two things is where nothing is.  `warmth` [B, n, h w] is added to the heat.
     """
     h, w = maps.shape[2:]
     pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, C], as they lie in memory
-    heat = (pixels @ queries.to(pixels.dtype).mT).mT.float()  # [B, n, h w]
+    heat = (pixels @ queries.to(pixels.dtype).mT).mT.float() + warmth  # [B, n, h w]
     places = cells(h, w).to(heat) if places is None else places
     hot, cell = heat[:, :sharp].argmax(2, True), torch.arange(h * w, device=heat.device)
     far = torch.maximum((cell % w - hot % w).abs(), (cell // w - hot // w).abs()) > 2
@@ -261,7 +261,8 @@ class Embedding(nn.Module):
         return nn.functional.normalize(vector - mean, dim=1)
 
 
-AIMS = 3  # places ahead: soon, where it next comes down, at its end
+THINGS = 2  # that a first look learns to find: what is touched, what it is brought to
+AIMS = 3  # places ahead, of a second look: soon, where it next comes down, at its end
 DOWN = 1  # of these, the one that is looked at closely
 FOVEA = 13  # pixels of the image, so closely
 
@@ -282,41 +283,57 @@ class Mixture(nn.Module):
         """Places [h w, 2] of the maps' cells, as a pose's first two numbers tell them."""
         super().__init__()
         side = math.isqrt(len(places))
-        self.register_buffer("places", torch.cat([places, cells(side, side)], 1))
+        cell = cells(side, side)
+        self.register_buffer("places", torch.cat([places, cell], 1))
+        self.register_buffer("slopes", torch.cat([cell, cell.square().sum(1, True)], 1).T)
         self.fovea = nn.Sequential(
             nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
             nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Flatten(),
             nn.Linear(32 * (FOVEA // 2 + 1) ** 2, 64), nn.LayerNorm(64), nn.ReLU(),
         )  # fmt: skip
-        self.channels, self.glimpses, self.K, self.actions = channels, glimpses, K, actions
-        self.query = mlp(size + pose, glimpses * channels, 128, 1)  # what to look for, by what
-        nn.init.normal_(self.query[-1].weight, 0, 0.1)  # was shown and how far one has come
-        inputs = glimpses * (2 + channels) + 64 + pose + size
+        self.channels, self.free, self.K, self.actions = channels, glimpses - AIMS, K, actions
+        # what to look for, by what was shown and how far one has come; then, by what was found,
+        # where to go, as behind one thing on the side that is away from another
+        self.query = mlp(size + pose, self.free * channels, 128, 1)
+        self.again = mlp(self.free * (4 + channels) + size + pose, AIMS * (channels + 3), 128, 1)
+        for query in (self.query, self.again):
+            nn.init.normal_(query[-1].weight, 0, 0.1)
+        inputs = glimpses * (4 + channels) + 64 + pose + size
         self.hidden = nn.Sequential(
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * AIMS + 2)
+        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * (AIMS + THINGS) + 2)
         self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
     def forward(self, images, maps, pose, f):
         """Images, their maps, and pose of B moments, each with an embedding [B, size].
 
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
-        the heat maps it looks by [B, glimpses, h, w], where it aims at [B, AIMS, 2], and how it is
-        turned where it comes down: cosine and sine of twice the yaw [B, 2], as jaws are alike.
+        heat maps of its aims and of things [B, AIMS + THINGS, h, w], where these are from the
+        gripper [B, AIMS + THINGS, 2], and how it is turned where it comes down: cosine and sine of
+        twice the yaw [B, 2], as jaws are alike.
         """
-        queries = self.query(torch.cat([f, pose], 1)).unflatten(1, (self.glimpses, self.channels))
-        seen, heat = glimpse(maps, queries, self.places, sharp=AIMS)
-        way = seen[..., :2] - pose[:, None, :2]  # from the gripper to what it looks at
-        near = self.fovea(crop(images, seen[:, DOWN, 2:4].detach()))
-        seen = torch.cat([way, seen[..., 4:]], 2)
-        out = self.out(self.hidden(torch.cat([seen.flatten(1), near, pose, f], 1)))
-        parts = [self.K, self.K * self.actions, 1, 2 * AIMS, 2]
+        known = torch.cat([f, pose], 1)
+        queries = self.query(known).unflatten(1, (self.free, self.channels))
+        found, warm = glimpse(maps, queries, self.places, THINGS)
+        found = self.from_gripper(found, pose)
+        queries = self.again(torch.cat([found.flatten(1), known], 1)).unflatten(1, (AIMS, -1))
+        queries, warmth = queries[..., : self.channels], queries[..., self.channels :]
+        aims, heat = glimpse(maps, queries, self.places, AIMS, warmth @ self.slopes)
+        heat = torch.cat([heat, warm[:, :THINGS]], 1)
+        near = self.fovea(crop(images, aims[:, DOWN, 2:4].detach()))
+        seen = torch.cat([self.from_gripper(aims, pose), found], 1).flatten(1)
+        out = self.out(self.hidden(torch.cat([seen, near, known], 1)))
+        parts = [self.K, self.K * self.actions, 1, 2 * (AIMS + THINGS), 2]
         logits, means, end, aim, turned = out.split(parts, 1)
         σ = nn.functional.softplus(self.spread) + 0.05
-        means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (AIMS, 2))
+        means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (-1, 2))
         return logits, means, σ, end[:, 0], heat, aim, turned
+
+    def from_gripper(self, seen, pose):
+        """Places on the table, told from the gripper; the rest of what is seen stays."""
+        return torch.cat([seen[..., :2] - pose[:, None, :2], seen[..., 2:]], 2)
 
 
 @contextlib.contextmanager

@@ -225,6 +225,24 @@ def test_a_sharp_glimpse_looks_at_one_of_two_things_and_not_between_them():
     assert torch.equal(heat[0, 0], heat[0, 1])
 
 
+def test_a_second_look_can_be_sent_anywhere(config):
+    """To a place that looks like nothing, by a hill of warmth; and the first learns from it."""
+    torch.manual_seed(0)
+    policy = mili.Agent(config(size=48)).nets[2]
+    place = torch.tensor([0.3, -0.7])
+    hill = 9 * torch.cat([2 * place, torch.tensor([-1.0])]) @ policy.slopes  # -9 |x - place|²
+    seen, heat = networks.glimpse(0 * torch.rand(1, 8, 24, 24), torch.zeros(1, 1, 8),
+                                  policy.places, sharp=1, warmth=hill[None, None])  # fmt: skip
+    assert (seen[0, 0, 2:4] - place).abs().max() < 2 / 24
+    images, maps = torch.zeros(2, 48, 48, 3, dtype=torch.uint8), torch.randn(2, 8, 24, 24)
+    f, pose = torch.randn(2, 32), torch.randn(2, 9)
+    heat = policy(images, maps, pose, f)[-3]
+    networks.surprise(heat, place.expand(2, networks.AIMS, 2)).sum().backward()
+    assert heat.shape == (2, networks.AIMS + networks.THINGS, 24, 24)
+    heat = heat[:, : networks.AIMS]
+    assert all(p.grad.abs().sum() > 0 for p in policy.query.parameters())
+
+
 def test_the_policy_is_told_how_far_what_it_sees_is_from_its_gripper(config):
     """A cell of the map, told as the pose of a gripper above what it shows."""
     camera, world = env.scene_camera(0, 48, False), env.Kitchen(1, obs="features")
@@ -384,7 +402,7 @@ def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere()
     for t in range(3):
         moving[t, 4:7, 5 * t : 5 * t + 4] = True
     image[:, :, moving] = 77
-    ahead = np.tile(env.scene_camera(0, 32, False).on_table(32)[24, 24], (2, 2, 3, 3, 1))
+    ahead = np.tile(env.scene_camera(0, 32, False).on_table(32)[24, 24], (2, 2, 3, 5, 1))
     before = {"image": image, "ahead": ahead}
     table, replaced = np.full((32, 32, 3), 50, np.uint8), np.zeros((2, 2, 32, 32))
     for seed in range(100):
@@ -417,6 +435,32 @@ def test_a_gripper_lands_where_it_comes_down_before_it_rises():
     assert land(20, 19, 18) == land(18, 25, 30) == land(5) == []
 
 
+def test_what_is_touched_is_where_a_gripper_lands_or_before_it_where_it_slides():
+    """In cm: a press, a place, and a push to the right of 20 cm; first and last frame of each."""
+    press = [[0, 9, 20], [3, 3, 9], [4, 2, 3], [4, 2, 3]]
+    place = [[0, 0, 20], [5, 5, 2], [5, 5, 12], [9, -5, 13], [9, -5, 4], [9, -5, 14]]
+    push = [[0, 0, 20], [-12, 3, 2], [-4, 3, 2], [4, 3, 1], [8, 3, 2]]
+    for path, touched, met in ((press, [[4, 2]] * 2, [4, 2]), (place, [[5, 5], [9, -5]], [9, -5]),
+                               (push, [[-3, 3], [17, 3]], [20, 3])):  # fmt: skip
+        found = 100 * mili.things(np.array(path) / 100)
+        assert found.shape == (len(path), 2, 2)
+        np.testing.assert_allclose(found[[0, -1], 0], touched, atol=1e-9)
+        np.testing.assert_allclose(found[:, 1], [met] * len(path), atol=1e-9)
+
+
+def test_what_is_touched_is_what_the_task_is_about(begun):
+    """Nobody tells: a push's path shows only roughly how far ahead things are."""
+    run, numbers = begun(), mili.chosen_tasks(TASKS)
+    for k, first in enumerate(run.demos.first):
+        task = env.tasks_of("train")[numbers[k // 2]]
+        world = env.Kitchen(1, obs="features", tasks=[task])
+        world.set_state(run.episodes[k]["states"][:1])
+        family, *which = env.SLOTS[task.slot]
+        lie = (world.buttons() if family == "press" else world.place)[0, :, :2]
+        off = run.demos.ahead[first, networks.AIMS :] - lie[[which[0], which[-1]]]
+        assert np.linalg.norm(off, axis=1).max() < (0.12 if family == "push" else 0.03)
+
+
 def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
     library, camera = begun().demos, env.scene_camera(0, 64, False)
     for first, length in zip(library.first, library.length, strict=True):
@@ -425,7 +469,7 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
             later = [k for k in mili.landings(z) if k > t]
             then = [min(t + 5, length - 1), min([*later, length - 1]), length - 1]
             xy = library.pose[[first + k for k in then], :2]
-            np.testing.assert_array_equal(library.ahead[first + t], xy)
+            np.testing.assert_array_equal(library.ahead[first + t, : networks.AIMS], xy)
             yaw = library.pose[first + then[1], 5]
             twice = [np.cos(yaw) ** 2 - np.sin(yaw) ** 2, 2 * np.cos(yaw) * np.sin(yaw)]
             np.testing.assert_allclose(library.turned[first + t], twice, atol=1e-6)
