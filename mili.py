@@ -114,11 +114,11 @@ METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
 REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what a robot feels
 SOON = 5  # steps: where the gripper will be then is looked for
-NEAR = 0.3  # of half an image: what is as near to where the gripper comes down is never replaced
+NEAR = 0.3  # of half an image: what is as near to what an episode is about is never replaced
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
 LEAVE = 4  # steps in which a gripper withdraws from what it has placed
 SLIDES = 0.05  # m along the table, at least, of a gripper that pushes something
-AHEAD = (0.09, 0.12)  # m ahead of it, then, is what it pushes, and, in the end, what that meets
+BEFORE = (0.09, 0.12)  # m ahead of it, then, is what it pushes, and, in the end, what that meets
 LAST = 2  # so many frames of an episode are where all is done
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
@@ -159,9 +159,8 @@ def load_demos(config, split, numbers):
         task = tasks[int(path.name[:3])]
         here = (demo["scene"], demo["slot"]) == tuple(task) and demo["rewards"].any()
         env.check(here, f"{path} does not show task {path.name[:3]} of {split}")
-        rows = {name: demo[name] for name in ("states", "actions")}
         done = {"achieved": slots == task.slot, "since": int(demo["rewards"].argmax()) + 1}
-        episodes.append(ended(rows | done | {"scene": task.scene}))
+        episodes.append(ended(demo | done | {"scene": task.scene}))
     return episodes
 
 
@@ -262,7 +261,7 @@ def things(path, much=0.03):
     low = down[0] + rises[0] - 1  # the last frame before it first rises
     way = xy[low] - xy[down[0]]
     slides = np.hypot(*way) > SLIDES
-    before = np.outer(AHEAD, way / np.hypot(*way) if slides else (0, 0))
+    before = np.outer(BEFORE, way / np.hypot(*way) if slides else (0, 0))
     end = low if slides else down[-1]
     touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # from then on it comes along
     return np.stack([touched + before[0], np.tile(xy[end] + before[1], (len(z), 1))], 1)
@@ -368,7 +367,8 @@ def mingle(batch, table, rng):
     """Replace what stands still in a part of each episode by what stands still there in another.
 
     A rectangle, or all but one.  What changes in an episode stays, and what is near where its
-    gripper comes down or ends.
+    gripper comes down or ends, and near the things that it is about: what a push ends at stands
+    still.
     """
     shape = batch["image"].shape
     image = batch["image"].reshape(-1, *shape[2:])  # [E, F, H, W, 3]

@@ -276,6 +276,11 @@ def crop(images, places, size=FOVEA):
     return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def from_gripper(seen, pose):
+    """Places on the table, told from the gripper; the rest of what is seen [B, n, m] stays."""
+    return torch.cat([seen[..., :2] - pose[:, None, :2], seen[..., 2:]], 2)
+
+
 class Mixture(nn.Module):
     """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
 
@@ -317,23 +322,19 @@ class Mixture(nn.Module):
         known = torch.cat([f, pose], 1)
         queries = self.query(known).unflatten(1, (self.free, self.channels))
         found, warm = glimpse(maps, queries, self.places, THINGS)
-        found = self.from_gripper(found, pose)
+        found = from_gripper(found, pose)
         queries = self.again(torch.cat([found.flatten(1), known], 1)).unflatten(1, (AIMS, -1))
         queries, warmth = queries[..., : self.channels], queries[..., self.channels :]
         aims, heat = glimpse(maps, queries, self.places, AIMS, warmth @ self.slopes)
         heat = torch.cat([heat, warm[:, :THINGS]], 1)
         near = self.fovea(crop(images, aims[:, DOWN, 2:4].detach()))
-        seen = torch.cat([self.from_gripper(aims, pose), found], 1).flatten(1)
+        seen = torch.cat([from_gripper(aims, pose), found], 1).flatten(1)
         out = self.out(self.hidden(torch.cat([seen, near, known], 1)))
         parts = [self.K, self.K * self.actions, 1, 2 * (AIMS + THINGS), 2]
         logits, means, end, aim, turned = out.split(parts, 1)
         σ = nn.functional.softplus(self.spread) + 0.05
         means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (-1, 2))
         return logits, means, σ, end[:, 0], heat, aim, turned
-
-    def from_gripper(self, seen, pose):
-        """Places on the table, told from the gripper; the rest of what is seen stays."""
-        return torch.cat([seen[..., :2] - pose[:, None, :2], seen[..., 2:]], 2)
 
 
 @contextlib.contextmanager

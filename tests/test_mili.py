@@ -231,15 +231,15 @@ def test_a_second_look_can_be_sent_anywhere(config):
     policy = mili.Agent(config(size=48)).nets[2]
     place = torch.tensor([0.3, -0.7])
     hill = 9 * torch.cat([2 * place, torch.tensor([-1.0])]) @ policy.slopes  # -9 |x - place|²
-    seen, heat = networks.glimpse(0 * torch.rand(1, 8, 24, 24), torch.zeros(1, 1, 8),
+    seen, heat = networks.glimpse(torch.zeros(1, 8, 24, 24), torch.zeros(1, 1, 8),
                                   policy.places, sharp=1, warmth=hill[None, None])  # fmt: skip
     assert (seen[0, 0, 2:4] - place).abs().max() < 2 / 24
     images, maps = torch.zeros(2, 48, 48, 3, dtype=torch.uint8), torch.randn(2, 8, 24, 24)
     f, pose = torch.randn(2, 32), torch.randn(2, 9)
     heat = policy(images, maps, pose, f)[-3]
-    networks.surprise(heat, place.expand(2, networks.AIMS, 2)).sum().backward()
     assert heat.shape == (2, networks.AIMS + networks.THINGS, 24, 24)
-    heat = heat[:, : networks.AIMS]
+    heat = heat[:, : networks.AIMS]  # of the second look alone
+    networks.surprise(heat, place.expand(2, networks.AIMS, 2)).sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in policy.query.parameters())
 
 
