@@ -42,6 +42,7 @@ SMALL = (  # what images need on two cores, and features likewise, to compare: r
 )
 REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50 --steps 150000 --eval_every 15000"
 SHORT = "--steps 60000 --eval_every 6000"
+LONG = "--steps 300000 --eval_every 30000"
 EYES = "--obs pixels --size 48 --dial"
 NETWORKS = {"impala": "small (IMPALA)", "large_without_norm": "large",
             "large": "large, instance normalisation"}  # fmt: skip
@@ -63,7 +64,7 @@ RUNS = {  # figure: {name: command of train.py}
         "d4pgfd": f"d4pg {STEPS} {LIKE_TASK} --fd 500",
     },
     "pixels": {
-        "pixels_reach": f"metamimic {REACH} {EYES} 0.25",
+        "pixels_reach": f"metamimic {REACH} {LONG} {EYES} 0.25",
         "features_reach": f"metamimic {REACH}",
     },
 }
