@@ -766,12 +766,13 @@ def scene_model(number):
             geom.type, geom.pos, geom.quat, geom.size, geom.rgba = shape
     for i, button in enumerate(scene.buttons):
         shape, radius, grey, colour = tables()["buttons"][button]
-        base, cap = spec.geom(f"base_{i}"), spec.geom(f"cap_{i}")
-        base.rgba, cap.rgba = [grey, grey, grey, 1], [*colour, 1]
-        cap.size = [radius, 0.008, 0]
+        cap, inside = spec.geom(f"cap_{i}"), radius + 0.001  # where the walls around it begin
+        cap.rgba, cap.size = [*colour, 1], [radius, 0.008, 0]
         if shape == "square":
-            base.type = cap.type = Shape.mjGEOM_BOX
-            base.size, cap.size = [0.03, 0.03, 0.007], [radius, radius, 0.008]
+            cap.type, cap.size = Shape.mjGEOM_BOX, [radius, radius, 0.008]
+        for wall in spec.body(f"button_{i}").geoms:
+            wall.pos[0] = (inside + 0.03) / 2
+            wall.size[0], wall.rgba = (0.03 - inside) / 2, [grey, grey, grey, 1]
     return spec.compile()
 
 
@@ -918,7 +919,7 @@ class Kitchen:
     def achieved(self, ids=slice(None)):
         """Which slots has the episode achieved, judged as a whole as if it ended now?  [k, 17]
 
-        press: the cap was pushed down at some time.
+        press: the cap was pushed down at some time, between walls that leave the gripper 5 mm.
         grasp: both jaws touch the object, 5 cm above where it lay, and nothing else does.
         push: it was slid 4 cm or more, never lifted, and touched the other, which moved less.
         place: it was lifted and lies still on the other, within its room, not on the table, let go.
@@ -1076,8 +1077,9 @@ class Operator:
         high = rng.uniform(0.09, 0.13)
         side = rng.uniform(-0.004, 0.004, 2)
         if family == "press":
-            up, yaw = [OBJECT, *side, high, 0, fast, 0.015, 0], rng.uniform(-0.5, 0.5)
-            return [up, [OBJECT, *side, 0.02, 0, slow, 0.008, 2], [*up[:6], 0.02, 2]], yaw
+            x, y = side / 4  # its walls are narrow
+            up, yaw = [OBJECT, x, y, high, 0, fast, 0.015, 0], rng.uniform(-0.5, 0.5)
+            return [up, [OBJECT, x, y, 0.02, 0, slow, 0.008, 2], [*up[:6], 0.02, 2]], yaw
         pieces = [kitchenware()[o] for o in scenes()[world.tasks[i].scene].objects]
         a, b = pieces[which[0]], pieces[which[-1]]
         turn = world.turn[i, which[0]]

@@ -246,6 +246,26 @@ def test_press_means_the_cap_went_down_three_quarters():
     assert achieved(world) == {("press", button)}
 
 
+def test_a_button_pressed_off_its_middle_is_kept_up_by_its_walls():
+    tasks = [task for task in tasks_of("train") if task.family == "press"][:40]
+    button = [SLOTS[task.slot][1] for task in tasks]
+
+    def pressed(off):
+        world, angle = Kitchen(len(tasks), 0, "features", tasks=tasks), np.arange(len(tasks))
+        action = world.pose()
+        action[:, :2] = world.buttons()[range(len(tasks)), button, :2]
+        action[:, :2] += off * np.stack([np.cos(angle), np.sin(angle)], 1)
+        action[:, 5:] = 0
+        for z in [0.1] * 10 + [0.06, 0.03] + [0.012] * 5:
+            action[:, 2] = z
+            world.step(action)
+        return world.succeeded().mean()
+
+    assert pressed(0) == 1
+    assert pressed(0.008) < 0.5  # the fingertips are 22 mm by 24, the walls 34 to 39 mm apart
+    assert pressed(0.016) == 0
+
+
 def test_pressing_the_other_button_is_another_task():
     world, _, (button,) = stage_scene("press")
     operator = Operator(world)
