@@ -29,12 +29,13 @@ Departures from the paper, and what it leaves open:
     as the trials: among 200, a pair is five times as easily wrong.  --alpha 0.9 is the paper's.
  8. The policy learns what it goes for, too, in two looks: most moves tell only roughly where they
     lead.  Of the first look's glimpses, two learn to find what is touched and what that is brought
-    to, as far as the gripper's path tells; three of the second, by what the first has found, where
-    the gripper will be 5 steps later, where it next comes down, and where it ends.  A push begins
-    behind one thing as seen from another: at a place that looks like nothing.
-    Places are told on the table, from the gripper: the camera's place is known.  The policy also
-    learns to say how the gripper is turned where it comes down, sees the image's pixels around
-    that place, and means are told from a turn towards that: without, grasps were turned at random.
+    to, as far as the gripper's path tells, and what has moved before it; three of the second, by
+    what the first has found, where the gripper will be 5 steps later, where it next comes down, and
+    where it ends.  A push begins behind one thing as seen from another: at a place that looks like
+    nothing.  Places are told on the table, from the gripper: the camera's place is known.  The
+    policy also learns to say how the gripper is turned where it comes down, sees the image's pixels
+    around that place, and means are told from a turn towards that: without, grasps were turned at
+    random.
  9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
     shown.  So parts of what stands still are replaced by what stands still in others, half of the
@@ -118,7 +119,8 @@ NEAR = 0.3  # of half an image: what is as near to what an episode is about is n
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
 LEAVE = 4  # steps in which a gripper withdraws from what it has placed
 SLIDES = 0.05  # m along the table, at least, of a gripper that pushes something
-BEFORE = (0.09, 0.12)  # m ahead of it, then, is what it pushes, and, in the end, what that meets
+BEFORE = 0.09  # m ahead of it, roughly, is then the middle of what it pushes
+BEYOND = 0.06  # m farther ahead of it than that lies, in the end, what that meets
 LAST = 2  # so many frames of an episode are where all is done
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
@@ -189,8 +191,8 @@ class Library:
     """Episodes' frames one after the other, images in shared memory.
 
     image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M], ahead [M, 5, 2] on the table,
-    turned [M, 2]; first and length of each episode.  An episode's last frame has its last action
-    again.
+    turned [M, 2]; first and length of each episode; table [H, W, 3], empty.  An episode's last
+    frame has its last action again.
     """
 
     def __init__(self, config, episodes, what):
@@ -207,13 +209,17 @@ class Library:
         left = np.concatenate([np.arange(n)[::-1] for n in length])
         self.done = np.float32(left < LAST)
         scene = np.repeat([e["scene"] for e in episodes], length)
-        parts = [self.pose[e : e + n, :3] for e, n in zip(self.first, length, strict=True)]
-        then = [e + ahead(part[:, 2]) for e, part in zip(self.first, parts, strict=True)]
-        then, self.yaw = np.concatenate(then), self.pose[:, 5]
-        at = np.concatenate([things(part) for part in parts])
-        self.ahead = np.concatenate([self.pose[then, :2], at], 1)
-        self.turned = twice(self.yaw[then[:, 1]])
         self.image = render(config, states, scene, what)
+        some = self.first[np.linspace(0, len(self) - 1, min(len(self), 500)).astype(int)]
+        self.table = np.uint8(np.median(self.image[some], 0))
+        then, at = [], []
+        for e, n in zip(self.first, length, strict=True):
+            path = self.pose[e : e + n, :3]
+            then.append(e + ahead(path[:, 2]))
+            at.append(things(path, moved(self.image[e : e + n], self.table)))
+        then, self.yaw = np.concatenate(then), self.pose[:, 5]
+        self.ahead = np.concatenate([self.pose[then, :2], np.concatenate(at)], 1)
+        self.turned = twice(self.yaw[then[:, 1]])
 
     def __len__(self):
         return len(self.first)
@@ -249,22 +255,42 @@ def ahead(z):
     return np.stack([np.minimum(now + SOON, end), down[following], np.full_like(now, end)], 1)
 
 
-def things(path, much=0.03):
-    """Where the thing lies that is touched first, and the one that it is brought to, as far as a
-    gripper's path [T, 3] tells: where it lands first and last, or before it where it slides.
+def things(path, moved, much=0.03):
+    """Where the thing lies that is touched first, and the one that it is brought to.
 
-    [T, 2, 2]
+    As far as it can be told from the gripper's path [T, 3]: where it lands first and last.  Where
+    it slides, it pushes what lies before it and has moved, as images tell ([H, W]), and in the end
+    what it pushes is between it and the other.  [T, 2, 2]
     """
     xy, z = path[:, :2], path[:, 2]
     down = landings(z) or [len(z) - 1]
     rises = np.append(np.flatnonzero(z[down[0] :] > z[down[0]] + much), len(z) - down[0])
     low = down[0] + rises[0] - 1  # the last frame before it first rises
-    way = xy[low] - xy[down[0]]
-    slides = np.hypot(*way) > SLIDES
-    before = np.outer(BEFORE, way / np.hypot(*way) if slides else (0, 0))
-    end = low if slides else down[-1]
+    start, end, way = xy[down[0]], down[-1], xy[low] - xy[down[0]]
+    before = np.zeros((2, 2))
+    if np.hypot(*way) > SLIDES:
+        way, end = way / np.hypot(*way), low
+        before[0] = middle(moved, start + BEFORE * way) - start
+        before[1] = (np.hypot(*before[0]) + BEYOND) * way
     touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # from then on it comes along
     return np.stack([touched + before[0], np.tile(xy[end] + before[1], (len(z), 1))], 1)
+
+
+def moved(images, table, much=24):
+    """Where an episode's first image shows something, and later ones something else.  [H, W]"""
+    something = np.abs(images[0].astype(int) - table).max(2) > much
+    return something & (images != images[0]).any((0, 3))
+
+
+def middle(mask, point, wide=0.03):
+    """Of what an image shows near a point of the table: its mean, moved until it stays."""
+    places = env.scene_camera(0, len(mask), False).on_table(len(mask))[mask]  # [pixels, 2]
+    for _ in range(5):
+        weight = np.exp(-((places - point) ** 2).sum(1) / 2 / wide**2)
+        if weight.sum() < 1e-3:
+            break
+        point = weight @ places / weight.sum()
+    return point
 
 
 def landings(z, much=0.03, near=0.01):
@@ -794,7 +820,6 @@ class Run:
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")
-        self.table = np.uint8(np.median(self.demos.image[self.demos.first], 0))  # empty
         return self
 
     # -- phases
@@ -845,7 +870,7 @@ class Run:
                 self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
-        mingle(batch, self.table, rng)
+        mingle(batch, self.demos.table, rng)
         vary(batch, rng)
         self.agent.anneal(progress)
         losses = self.agent.update(batch, len(both[0]["done"]))

@@ -436,16 +436,21 @@ def test_a_gripper_lands_where_it_comes_down_before_it_rises():
 
 
 def test_what_is_touched_is_where_a_gripper_lands_or_before_it_where_it_slides():
-    """In cm: a press, a place, and a push to the right of 20 cm; first and last frame of each."""
+    """In cm: a press, a place, and a push to the right of 20 cm; first and last frame of each.
+
+    What was pushed lay 10 cm ahead; another thing that moved, far from there, is another matter.
+    """
     press = [[0, 9, 20], [3, 3, 9], [4, 2, 3], [4, 2, 3]]
+    cells = 100 * env.scene_camera(0, 64, False).on_table(64)
+    moved = (np.abs(cells - [-2, 3]) < 3).all(2) | (np.abs(cells - [9, -8]) < 2).all(2)
     place = [[0, 0, 20], [5, 5, 2], [5, 5, 12], [9, -5, 13], [9, -5, 4], [9, -5, 14]]
     push = [[0, 0, 20], [-12, 3, 2], [-4, 3, 2], [4, 3, 1], [8, 3, 2]]
     for path, touched, met in ((press, [[4, 2]] * 2, [4, 2]), (place, [[5, 5], [9, -5]], [9, -5]),
-                               (push, [[-3, 3], [17, 3]], [20, 3])):  # fmt: skip
-        found = 100 * mili.things(np.array(path) / 100)
+                               (push, [[-2, 3], [18, 3]], [24, 3])):  # fmt: skip
+        found = 100 * mili.things(np.array(path) / 100, moved)
         assert found.shape == (len(path), 2, 2)
-        np.testing.assert_allclose(found[[0, -1], 0], touched, atol=1e-9)
-        np.testing.assert_allclose(found[:, 1], [met] * len(path), atol=1e-9)
+        np.testing.assert_allclose(found[[0, -1], 0], touched, atol=0.5)
+        np.testing.assert_allclose(found[:, 1], [met] * len(path), atol=0.5)
 
 
 def test_what_is_touched_is_what_the_task_is_about(begun):
@@ -458,7 +463,8 @@ def test_what_is_touched_is_what_the_task_is_about(begun):
         family, *which = env.SLOTS[task.slot]
         lie = (world.buttons() if family == "press" else world.place)[0, :, :2]
         off = run.demos.ahead[first, networks.AIMS :] - lie[[which[0], which[-1]]]
-        assert np.linalg.norm(off, axis=1).max() < (0.12 if family == "push" else 0.03)
+        far = (0.04, 0.08) if family == "push" else (0.03, 0.03)
+        assert (np.linalg.norm(off, axis=1) < far).all()
 
 
 def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
