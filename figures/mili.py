@@ -21,7 +21,8 @@ from figures.common import claim, gather, read, run_once, save
 
 RESULTS = Path("results/mili")
 SEEDS = 5
-FULL = "mili --trials 60000 --updates 6000 --retrain 6000 --threads 1"
+LEARN = "--updates 6000 --retrain 6000 --threads 1"
+FULL = f"mili --trials 60000 {LEARN}"
 THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
 RUNS = {  # in this order: all but the first two begin where MILI's trials end
@@ -29,7 +30,8 @@ RUNS = {  # in this order: all but the first two begin where MILI's trials end
     "bc": f"{FULL} --method bc",
     "oracle": f"{FULL} --method oracle {THEIRS}",
     "random": f"{FULL} --method random {THEIRS}",
-    **{f"trials_{size}": f"mili --trials {size} {THEIRS}" for size in SIZES},
+    **{f"trials_{size}": f"mili --trials {size} {LEARN} {THEIRS}" for size in SIZES},
+    "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {THEIRS}",  # as many trials as one of 60
 }
 NAMES = {"bc": "behaviour cloning", "meta": "meta-imitation", "random": "random pairs",
          "mili": "MILI", "oracle": "oracle pairs"}  # fmt: skip
@@ -74,6 +76,7 @@ def claims():
     for size in (*SIZES, 60_000):
         run = f"trials_{size}" if size in SIZES else "mili"
         add(f"mili_trials_{size}", run, values(run, "success"))
+    add("mili_rounds_3", "rounds_3", values("rounds_3", "success"))
     for column in ("precision", "recall"):
         add(f"pairing_{column}", "mili", values("mili", column))
     add("mili_minutes_two_cores", "mili", values("mili", "minutes"))
@@ -102,7 +105,12 @@ def draw_trials():
     runs = ["meta", *(f"trials_{size}" for size in SIZES), "mili"]
     each = np.array([values(run, "success") for run in runs])  # [sizes, seeds]
     error = each.std(1, ddof=1) / np.sqrt(each.shape[1])
-    axis.errorbar([0, *(size / 1000 for size in SIZES), 60], each.mean(1), error, capsize=3)
+    sizes = [0, *(size / 1000 for size in SIZES), 60]
+    axis.errorbar(sizes, each.mean(1), error, capsize=3, label="one round")
+    each = values("rounds_3", "success")
+    error = each.std(ddof=1) / np.sqrt(len(each))
+    axis.errorbar([60], each.mean(), error, capsize=3, fmt="o", label="three rounds of 20")
+    axis.legend()
     axis.set(xlabel="trials, thousands", ylabel="success on unseen test tasks", ylim=(0, None))
     axis.grid(alpha=0.3)
     save(figure, "mili_trials")
