@@ -255,12 +255,12 @@ def ahead(z):
     return np.stack([np.minimum(now + SOON, end), down[following], np.full_like(now, end)], 1)
 
 
-def things(path, moved, much=0.03):
+def things(path, mask, much=0.03):
     """Where the thing lies that is touched first, and the one that it is brought to.
 
     As far as it can be told from the gripper's path [T, 3]: where it lands first and last.  Where
-    it slides, it pushes what lies before it and has moved, as images tell ([H, W]), and in the end
-    what it pushes is between it and the other.  [T, 2, 2]
+    it slides, it pushes what lies before it and has moved, as a mask of the image [H, W] tells, and
+    in the end what it pushes is between it and the other.  [T, 2, 2]
     """
     xy, z = path[:, :2], path[:, 2]
     down = landings(z) or [len(z) - 1]
@@ -270,7 +270,7 @@ def things(path, moved, much=0.03):
     before = np.zeros((2, 2))
     if np.hypot(*way) > SLIDES:
         way, end = way / np.hypot(*way), low
-        before[0] = middle(moved, start + BEFORE * way) - start
+        before[0] = middle(mask, start + BEFORE * way) - start
         before[1] = (np.hypot(*before[0]) + BEYOND) * way
     touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # from then on it comes along
     return np.stack([touched + before[0], np.tile(xy[end] + before[1], (len(z), 1))], 1)

@@ -40,8 +40,9 @@ SMALL = (  # what images need on two cores, and features likewise, to compare: r
     "--updates_per_step 0.1 --capacity 100000 --ahead 4 --beta_body 0.1 --cutoff 0.4 "
     "--deviation 0.1"
 )
-REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50 --steps 150000 --eval_every 15000"
+REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50"
 SHORT = "--steps 60000 --eval_every 6000"
+MIDDLING = "--steps 150000 --eval_every 15000"
 LONG = "--steps 300000 --eval_every 30000"
 EYES = "--obs pixels --size 48 --dial"
 NETWORKS = {"impala": "small (IMPALA)", "large_without_norm": "large",
@@ -65,7 +66,7 @@ RUNS = {  # figure: {name: command of train.py}
     },
     "pixels": {
         "pixels_reach": f"metamimic {REACH} {LONG} {EYES} 0.25",
-        "features_reach": f"metamimic {REACH}",
+        "features_reach": f"metamimic {REACH} {MIDDLING}",
     },
 }
 
