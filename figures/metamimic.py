@@ -5,6 +5,7 @@ python -m figures.metamimic fig5      10 to 500 demonstrations
 python -m figures.metamimic fig6      networks that look at images: reach, from pixels
 python -m figures.metamimic fig8      the task policy beside D4PG's
 python -m figures.metamimic pixels    reach from pixels, beside features
+python -m figures.metamimic lift      lift likewise, one seed: an hour and a half
 python -m figures.metamimic draw      the figures, results/summary.json, the README's table
 
 What is in results/metamimic already is not trained again. A run leaves its curve (.csv) and its
@@ -41,9 +42,11 @@ SMALL = (  # what images need on two cores, and features likewise, to compare: r
     "--deviation 0.1"
 )
 REACH = f"{SMALL} --task reach --horizon 60 --curriculum 50"
+LIFT = f"{SMALL} --task lift --horizon 100 --curriculum 80"
 SHORT = "--steps 60000 --eval_every 6000"
 MIDDLING = "--steps 150000 --eval_every 15000"
 LONG = "--steps 300000 --eval_every 30000"
+LONGER = "--steps 800000 --eval_every 40000"
 EYES = "--obs pixels --size 48 --dial"
 NETWORKS = {"impala": "small (IMPALA)", "large_without_norm": "large",
             "large": "large, instance normalisation"}  # fmt: skip
@@ -67,6 +70,10 @@ RUNS = {  # figure: {name: command of train.py}
     "pixels": {
         "pixels_reach": f"metamimic {REACH} {LONG} {EYES} 0.25",
         "features_reach": f"metamimic {REACH} {MIDDLING}",
+    },
+    "lift": {
+        "pixels_lift": f"metamimic {LIFT} {LONGER} {EYES} 0.25",
+        "features_lift": f"metamimic {LIFT} {LONGER}",
     },
 }
 
@@ -265,7 +272,8 @@ def main():
             if len(list(RESULTS.glob(f"{run}-*.csv"))) == SEEDS:
                 draw(np.mean(rewards))
         return
-    jobs = [(name, command, seed) for seed in range(SEEDS) for name, command in RUNS[what].items()]
+    seeds = range(1 if what == "lift" else SEEDS)
+    jobs = [(name, command, seed) for seed in seeds for name, command in RUNS[what].items()]
     after = frames_to_stack if what == "default" else None
     with ThreadPoolExecutor(1 if what == "default" else 2) as pool:
         list(pool.map(lambda job: run_once(RESULTS, *job, after=after), jobs))
