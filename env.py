@@ -641,7 +641,7 @@ class Piece(NamedTuple):
 
     kind: str
     shapes: list  # of (type, position, quaternion, size, rgba)
-    grasp: tuple | None  # x, y, z, the angle along which the jaws close, their opening
+    grasp: tuple | None  # x, y, z, the angle along which the jaws close, half of what they grip
     room: float  # how far from the middle another thing can be put in or on it; 0: nowhere
     floor: float  # at which height
     circles: np.ndarray  # footprint: x, y, radius  [shapes, 3]
@@ -704,7 +704,7 @@ def make_piece(model, kind, size, proportion, colour):
         if model.site_type[site] == Shape.mjGEOM_BOX:
             quat = model.site_quat[site]
             turn = 2 * np.arctan2(quat[3], quat[0])
-            grasp = (*position, turn, model.site_size[site, 0])
+            grasp = (*position, turn, size * model.site_size[site, 0])
         else:
             room, floor = model.site_size[site, 0] * size, position[2]
     return Piece(kind, shapes, grasp, room, floor, np.array(circles))
@@ -1046,6 +1046,7 @@ class Operator:
     """Does each robot's task, as an operator in virtual reality would: waypoints, a quick hand."""
 
     TURN = 0.4  # rad, at most, in a step
+    ROOM = 0.005  # m, on each side of what its jaws are about to grip
 
     def __init__(self, world, seed=0):
         check(isinstance(world, Kitchen), "an Operator does kitchen tasks: give it a Kitchen")
@@ -1078,7 +1079,7 @@ class Operator:
         side = rng.uniform(-0.004, 0.004, 2)
         if family == "press":
             x, y = side / 4  # its walls are narrow
-            up, yaw = [OBJECT, x, y, high, 0, fast, 0.015, 0], rng.uniform(-0.5, 0.5)
+            up, yaw = [OBJECT, x, y, high, 0, fast, 0.015, 0], rng.uniform(-0.1, 0.1)
             return [up, [OBJECT, x, y, 0.02, 0, slow, 0.008, 2], [*up[:6], 0.02, 2]], yaw
         pieces = [kitchenware()[o] for o in scenes()[world.tasks[i].scene].objects]
         a, b = pieces[which[0]], pieces[which[-1]]
@@ -1096,7 +1097,7 @@ class Operator:
                 [BESIDE, 0, 0, high, 0, fast, 0.02, 2],
             ], np.arctan2(way[1], way[0])
         x, y, z, angle, wide = a.grasp
-        wide = wide / self.world.JAW[6] + rng.uniform(0, 0.08)
+        wide = (wide + self.ROOM) / self.world.JAW[6] + rng.uniform(0, 0.04)
         part = 2 * np.pi / ALIKE.get(a.kind, 1)
         yaw += part * np.round((-np.pi / 2 - yaw) / part)  # towards the operator, if it is all one
         x, y = x * np.cos(yaw) - y * np.sin(yaw), x * np.sin(yaw) + y * np.cos(yaw)
@@ -1173,7 +1174,7 @@ class Operator:
 # --------------------------------------------------------------------------------------------
 
 WORLDS = {"stack": Stack, "kitchen": Kitchen}
-VERSION = 1  # of the file format and of both worlds
+VERSION = 2  # of the file format and of both worlds
 ARRAYS = {  # key: type, columns in the stack world and in the kitchen, and rows beyond the actions'
     "states": ("f8", {"stack": (66,), "kitchen": (112,)}, 1),
     "actions": ("f4", {"stack": (9,), "kitchen": (7,)}, 0),
