@@ -185,16 +185,19 @@ def draw_fig8(reward):
 
 
 def draw_pixels(_):
-    """Reach from images, beside features."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
+    """Reach, three seeds, and lift, one, from images, beside features."""
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6.4))
     titles = {"imitation_val_ratio": "task reward, part of B's",
               "imitation_val_reward": "imitation reward a step (eq. 2)"}  # fmt: skip
-    for axis, (column, title) in zip(axes, titles.items(), strict=True):
-        for colour, eyes in enumerate(("features", "pixels")):
-            plot(axis, read(f"{eyes}_reach")[1], "steps", column, eyes, f"C{colour}")
-        axis.set(title=title, xlabel="environment steps, millions", ylim=(0, None))
-        axis.title.set_fontsize(10)
-    axes[0].legend(loc="lower right")
+    for row, task in zip(axes, ("reach", "lift"), strict=True):
+        for axis, (column, title) in zip(row, titles.items(), strict=True):
+            for colour, eyes in enumerate(("features", "pixels")):
+                plot(axis, read(f"{eyes}_{task}")[1], "steps", column, eyes, f"C{colour}")
+            axis.set(title=f"{task}: {title}", ylim=(0, None))
+            axis.title.set_fontsize(10)
+        row[0].legend(loc="lower right")
+    for axis in axes[1]:
+        axis.set_xlabel("environment steps, millions")
     save(figure, "pixels")
 
 
