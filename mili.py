@@ -32,10 +32,11 @@ Departures from the paper, and what it leaves open:
     to, as far as the gripper's path tells, and what has moved before it; three of the second, by
     what the first has found, where the gripper will be 5 steps later, where it next comes down, and
     where it ends.  A push begins behind one thing as seen from another: at a place that looks like
-    nothing.  Places are told on the table, from the gripper: the camera's place is known.  The
-    policy also learns to say how the gripper is turned where it comes down, sees the image's pixels
-    around that place, and means are told from a turn towards that: without, grasps were turned at
-    random.
+    nothing.  Places are told on the table, from the gripper: the camera's place is known.  A third
+    look is close: the image's pixels around where it comes down, as if seen from above, tell where
+    exactly that is and how the gripper is turned there, by themselves, since whoever is told the
+    pose, too, learns to believe that.  To learn from, half of these pictures are turned.  Means are
+    told from a turn towards that yaw.  f learns to find the gripper, and looks closely there, too.
  9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
     shown.  So parts of what stands still are replaced by what stands still in others, half of the
@@ -50,6 +51,9 @@ Departures from the paper, and what it leaves open:
     told to be: are they closing still, are they open, or do they hold something?
 12. An episode is seen by 8 of its frames: rather many episodes in a batch than many frames of one.
 13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
+14. Robots that try are off on purpose, each by the same all through its trial (--astray).  What was
+    useful otherwise tells where its robot believed things to be, and whoever learns from it
+    believes it all the more; of those that are off, the filter F keeps those that came out right.
 """
 
 import math
@@ -89,6 +93,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "rounds": ("of trials", 1, 1, 1),
     "trials": ("B: in a round", 16, 6_000, 60_000),
     "elsewhere": ("part of the trials in scenes that are not the demonstration's", 0.0, 0.5, 0.5),
+    "astray": ("how far off robots may be that try, in cm; 0: none", 0.0, 1.0, 1.0),
     "alpha": ("α: pairs are more alike than this; 0: what is best on validation tasks",)
     + (0.0, 0.0, 0.9),
     "retrain": ("updates from demonstrations and trials, after each round", 20, 5_000, 50_000),
@@ -107,7 +112,8 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
 LIMITS = {
     "tasks": (4, 520), "per_task": (2, 4), "size": (32, 256), "frames": (3, env.LONGEST),
     "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (0, 100),
-    "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1), "memory_gb": (0, 10_000),
+    "elsewhere": (0, 1), "astray": (0, 10), "alpha": (0, 1), "share": (0, 1),
+    "memory_gb": (0, 10_000),
     "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1), "validation": (1, 1000),
     "eval_episodes": (1, 1000), "batch": (2, 10_000),
 }  # fmt: skip
@@ -117,11 +123,13 @@ REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what
 SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to what an episode is about is never replaced
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
+ASTRAY = np.array([0.01, 0.01, 0, 0, 0, 0.5, 0])  # σ of what robots misjudge that try, a cm
 LEAVE = 4  # steps in which a gripper withdraws from what it has placed
 SLIDES = 0.05  # m along the table, at least, of a gripper that pushes something
 BEFORE = 0.09  # m ahead of it, roughly, is then the middle of what it pushes
 BEYOND = 0.06  # m farther ahead of it than that lies, in the end, what that meets
 LAST = 2  # so many frames of an episode are where all is done
+CLOSELY = 5.0  # weight of what is learned from looking closely
 MORE = 5  # steps that a robot takes once it says so
 SURE = 3.0  # logit at which a robot says so: a chance of 0.95
 MIRROR = {  # left for right
@@ -311,7 +319,11 @@ def landings(z, much=0.03, near=0.01):
 
 def in_image(size, xy):
     """Where points of the table are seen.  [..., 2]"""
-    points = np.concatenate([xy, np.zeros_like(xy[..., :1])], -1)
+    return seen_at(size, np.concatenate([xy, np.zeros_like(xy[..., :1])], -1))
+
+
+def seen_at(size, points):
+    """Where points [..., 3] are seen, from -1 to 1.  [..., 2]"""
     return env.scene_camera(0, size, False).project(points)
 
 
@@ -399,7 +411,7 @@ def mingle(batch, table, rng):
     shape = batch["image"].shape
     image = batch["image"].reshape(-1, *shape[2:])  # [E, F, H, W, 3]
     (E, _, H, W, _), first = image.shape, image[:, 0]
-    still = (image == first[:, None]).all((1, 4))  # [E, H, W]
+    still = ~(image != first[:, None]).any(1).any(3)  # [E, H, W]
     y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in (H, W))
     places = in_image(W, batch["ahead"][..., 1:, :]).reshape(E, -1, 2)  # [E, 4 F, 2]
     px, py = np.moveaxis(places, 2, 0)[..., None]
@@ -427,6 +439,13 @@ def vary(batch, rng):
     if rng.random() < 0.75:
         turned = batch["image"] @ hues(rng.uniform(0, 2 * np.pi))
         batch["image"] = np.rint(turned).clip(0, 255).astype(np.uint8)
+
+
+def glance(batch, rng):
+    """By how much to turn what is looked at closely: half of the pictures, by any angle."""
+    shape = batch["yaw"].shape
+    angle = rng.uniform(-np.pi, np.pi, shape) * (rng.random(shape) < 0.5)
+    batch["angle"] = angle.astype(np.float32)
 
 
 def hues(angle):
@@ -488,15 +507,18 @@ class Agent:
         """
         config, (look, embed, policy) = self.config, self.nets.train()
         batch = batch | {"places": in_image(config.size, batch["ahead"])}
+        batch["hand"] = seen_at(config.size, batch["pose"][..., :3])
         batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
         coarse, maps = look(batch["image"].flatten(0, 2))
-        f = embed(coarse, F).unflatten(0, (N, 2))
+        images = batch["image"].flatten(0, 2)
+        f, found = embed(images, coarse, F)
+        f = f.unflatten(0, (N, 2))
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
         pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
-        images = batch["image"].flatten(0, 2)
-        *mixture, end, heat, aim, turned = policy(images, maps, scaled(pose), shown)
+        told = policy(images, maps, scaled(pose), shown, batch["angle"].flatten())
+        *mixture, end, heat, aim, down, turned = told
         reach = torch.from_numpy(REACH).to(pose)
         move = (action - base(pose, batch["yaw"].flatten(), turned.detach())) / reach
         way = (batch["ahead"].flatten(0, 2) - pose[:, None, :2]) / reach[:2]
@@ -504,15 +526,18 @@ class Agent:
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         done = batch["done"].flatten()
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
+        L_hand = networks.surprise(found, batch["hand"].flatten(0, 2)[:, None]).mean()
         L_ahead = networks.surprise(heat, batch["places"].flatten(0, 2)).mean()
         L_ahead = L_ahead + torch.nn.functional.smooth_l1_loss(aim, way, beta=0.3)
+        L_down = torch.nn.functional.smooth_l1_loss(down, way[:, networks.DOWN], beta=0.1)
         L_turn = torch.nn.functional.mse_loss(turned, batch["turned"].flatten(0, 2))
-        loss = L_oil + L_c + L_end + L_ahead + L_turn  # eq. 3, and departures 4 and 8
+        loss = L_oil + L_c  # eq. 3, and departures 4 and 8:
+        loss = loss + L_end + L_ahead + L_hand + CLOSELY * (L_down + L_turn)
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
         self.adam.step()
-        metrics = torch.stack([L_oil, L_c, L_end, L_ahead, L_turn]).tolist()
+        metrics = torch.stack([L_oil, L_c, L_end, L_ahead, L_hand, L_down, L_turn]).tolist()
         if not np.isfinite(metrics).all():
             raise FloatingPointError(f"losses are {metrics}: not finite; lower --lr")
         return dict(zip(LOSSES, metrics, strict=True))
@@ -525,7 +550,7 @@ class Agent:
             episodes = np.arange(begin, min(begin + chunk, len(library)))
             images = library.image[library.moments(episodes, F).ravel()]
             images = torch.from_numpy(images).to(self.config.device)
-            found.append(f(look(images)[0], F).cpu().numpy())
+            found.append(f(images, look(images)[0], F)[0].cpu().numpy())
         return np.concatenate(found)
 
     def weights(self):
@@ -548,7 +573,7 @@ class Agent:
         self.adam.load_state_dict({"state": state["adam"], "param_groups": groups})
 
 
-LOSSES = ("oil", "contrastive", "end", "ahead", "turn")
+LOSSES = ("oil", "contrastive", "end", "ahead", "hand", "down", "turn")
 
 
 def scaled(pose):
@@ -579,7 +604,8 @@ def act(agent, images, pose, f, rng):
     """The mean of a likely component, as an absolute pose; is all done?"""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    logits, means, _, end, _, _, turned = policy(images, look(images)[1], scaled(pose), f)
+    known = scaled(pose), f, 0 * pose[:, 0]  # looked at closely as it stands
+    logits, means, _, end, _, _, _, turned = policy(images, look(images)[1], *known)
     # by the squares of their weights: departure 3
     chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
     drawn = (chance < rng.random((len(chance), 1))).sum(1)
@@ -588,7 +614,7 @@ def act(agent, images, pose, f, rng):
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 
-def attempt(agent, world, f, rng, stop=None, watch=None):
+def attempt(agent, world, f, rng, stop=None, watch=None, astray=0):
     """Every robot acts on its embedding, until it says that it is done.
 
     Episodes, or None if `stop` is asked for; each with what it has achieved at its end, and the
@@ -610,7 +636,7 @@ def attempt(agent, world, f, rng, stop=None, watch=None):
             agent, world.pixels(ids), felt(pose, before, told)[ids], f[ids], rng
         )
         d4pg.check_finite(action, action)
-        action = np.clip(action, world.low, world.high).astype(np.float32)
+        action = np.clip(action + astray, world.low, world.high).astype(np.float32)
         world.step(action, ids)  # who is done stays as it is
         length[ids] += 1
         left[ids] -= done | (left[ids] < MORE)
@@ -658,7 +684,9 @@ class Collector:
         tasks = [env.Task(int(s), 0) for s in scene]
         seed = int(rng.integers(2**32))
         world = env.Kitchen(n, seed, obs="features", size=config.size, tasks=tasks)
-        trials = attempt(self.agent, world, self.f[demo], rng)  # collect trial τ_n with π(a | o, d)
+        astray = config.astray * rng.random((n, 1)) * rng.normal(0, ASTRAY, (n, 7))
+        # collect trial τ_n with π(a | o, d)
+        trials = attempt(self.agent, world, self.f[demo], rng, astray=astray)
         useful = [ended(trial) for trial in trials if trial["achieved"].any()]  # F(τ_n)
         save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
         self.board.steps[self.number] += n
@@ -872,6 +900,7 @@ class Run:
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
         mingle(batch, self.demos.table, rng)
         vary(batch, rng)
+        glance(batch, rng)
         self.agent.anneal(progress)
         losses = self.agent.update(batch, len(both[0]["done"]))
         self.losses += list(losses.values())

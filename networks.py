@@ -20,8 +20,9 @@ Departures from the papers, and what they leave open:
     demonstration's embedding and the gripper's pose ask for, in maps as fine as half of the image,
     and tell beside where it is on the table what is there: AIMS of them by the surroundings of
     the hottest cell alone.  A softmax keeps no picture, so three convolutions more see FOVEA
-    pixels around one of them, and the policy says how it will be turned there.  The embedding is
-    told from the mean of its batch before it is brought to length 1.
+    pixels around one of them, and tell where exactly the gripper comes down there, and how it is
+    turned; three see what is around the gripper, for the embedding.  That is told from the mean
+    of its batch before it is brought to length 1.
 """
 
 import contextlib
@@ -229,51 +230,83 @@ def surprise(heat, places):
     return total
 
 
+FOVEA = 13  # pixels of the image, of what is looked at closely
+SLANT = 0.77  # of the camera: how much shorter the table looks away from it than across
+
+
+def crop(images, places, angle, size=FOVEA):
+    """What images [B, H, W, 3] show around places [B, 2], from -1 to 1.  [B, 3, size, size]
+
+    As if seen from above, turned by angles [B] about the vertical.
+    """
+    step = (torch.arange(size, device=places.device) - size // 2) * 2 / images.shape[1]
+    c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    right, down = step, step[:, None]
+    x = places[:, 0, None, None] + c * right + s * down
+    y = places[:, 1, None, None] + SLANT * (c * down - s * right)
+    grid = torch.stack([x, y], 3)
+    images = images.permute(0, 3, 1, 2).float() / 255 - 0.5
+    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def turn_by(vector, angle):
+    """Cosine and sine [B, 2] of an angle, after angles [B] are added to it."""
+    c, s, (x, y) = angle.cos(), angle.sin(), vector.unbind(1)
+    return torch.stack([c * x - s * y, s * x + c * y], 1)
+
+
+def fovea(outputs=64):
+    """Three convolutions for a crop: what a softmax over a map cannot keep."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32 * (FOVEA // 2 + 1) ** 2, outputs), nn.LayerNorm(outputs), nn.ReLU(),
+    )  # fmt: skip
+
+
 class Embedding(nn.Module):
-    """f(d): a demonstration's maps, over time, to a vector of length 1."""
+    """f(d): a demonstration's images and their maps, over time, to a vector of length 1.
+
+    Its first glimpse learns to find the gripper, around which it looks closely.
+    """
 
     def __init__(self, channels, frames, size=32, glimpses=8):
         super().__init__()
         self.queries, kernel = nn.Parameter(torch.randn(glimpses, channels)), min(5, frames)
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
-        self.time = nn.Conv1d(glimpses * (2 + channels), 64, kernel)
+        self.fovea = fovea()
+        self.time = nn.Conv1d(glimpses * (2 + channels) + 64, 64, kernel)
         steps = frames - kernel + 1
         self.rest = nn.Sequential(
             nn.ReLU(), nn.Flatten(), nn.LayerNorm(64 * steps), nn.Linear(64 * steps, 100),
             nn.LayerNorm(100), nn.ReLU(), nn.Linear(100, size),
         )  # fmt: skip
 
-    def vector(self, maps, frames):
-        x = glimpse(maps, self.queries)[0].flatten(1)
+    def vector(self, images, maps, frames):
+        seen, heat = glimpse(maps, self.queries, sharp=1)
+        place = seen[:, 0, :2].detach()
+        near = self.fovea(crop(images, place, 0 * place[:, 0]))
+        x = torch.cat([seen.flatten(1), near], 1)
         x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
-        return self.rest(self.time(x))
+        return self.rest(self.time(x)), heat[:, :1]
 
-    def forward(self, maps, frames):
-        """[N frames, channels, h, w] to [N, size].
+    def forward(self, images, maps, frames):
+        """[N frames, H, W, 3] and [N frames, channels, h, w] to [N, size]; and heat maps of where
+        the gripper is [N frames, 1, h, w].
 
         Vectors are told from their batch's mean, later from its running mean: where all are alike,
         the contrastive loss has no slope, and cannot part them.
         """
-        vector, mean = self.vector(maps, frames), self.mean
+        (vector, heat), mean = self.vector(images, maps, frames), self.mean
         if self.training:
             mean = vector.mean(0)
             self.mean.lerp_(mean.detach(), 0.05)
-        return nn.functional.normalize(vector - mean, dim=1)
+        return nn.functional.normalize(vector - mean, dim=1), heat
 
 
 THINGS = 2  # that a first look learns to find: what is touched, what it is brought to
 AIMS = 3  # places ahead, of a second look: soon, where it next comes down, at its end
 DOWN = 1  # of these, the one that is looked at closely
-FOVEA = 13  # pixels of the image, so closely
-
-
-def crop(images, places, size=FOVEA):
-    """What images [B, H, W, 3] show around places [B, 2], from -1 to 1.  [B, 3, size, size]"""
-    step = (torch.arange(size, device=places.device) - size // 2) * 2 / images.shape[1]
-    x, y = places[:, 0, None, None] + step, places[:, 1, None, None] + step[:, None]
-    grid = torch.stack(torch.broadcast_tensors(x, y), 3)
-    images = images.permute(0, 3, 1, 2).float() / 255 - 0.5
-    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def from_gripper(seen, pose):
@@ -291,11 +324,7 @@ class Mixture(nn.Module):
         cell = cells(side, side)
         self.register_buffer("places", torch.cat([places, cell], 1))
         self.register_buffer("slopes", torch.cat([cell, cell.square().sum(1, True)], 1).T)
-        self.fovea = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Flatten(),
-            nn.Linear(32 * (FOVEA // 2 + 1) ** 2, 64), nn.LayerNorm(64), nn.ReLU(),
-        )  # fmt: skip
+        self.fovea = fovea()
         self.channels, self.free, self.K, self.actions = channels, glimpses - AIMS, K, actions
         # what to look for, by what was shown and how far one has come; then, by what was found,
         # where to go, as behind one thing on the side that is away from another
@@ -303,21 +332,24 @@ class Mixture(nn.Module):
         self.again = mlp(self.free * (4 + channels) + size + pose, AIMS * (channels + 3), 128, 1)
         for query in (self.query, self.again):
             nn.init.normal_(query[-1].weight, 0, 0.1)
-        inputs = glimpses * (4 + channels) + 64 + pose + size
+        inputs = glimpses * (4 + channels) + 64 + 2 + pose + size
         self.hidden = nn.Sequential(
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * (AIMS + THINGS) + 2)
+        # by what is seen alone: told the pose, too, it would learn to believe that
+        self.closer = mlp(64 + size, 4, 64, 1)
+        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * (AIMS + THINGS))
         self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
-    def forward(self, images, maps, pose, f):
+    def forward(self, images, maps, pose, f, angle):
         """Images, their maps, and pose of B moments, each with an embedding [B, size].
 
         Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
         heat maps of its aims and of things [B, AIMS + THINGS, h, w], where these are from the
-        gripper [B, AIMS + THINGS, 2], and how it is turned where it comes down: cosine and sine of
-        twice the yaw [B, 2], as jaws are alike.
+        gripper [B, AIMS + THINGS, 2]; and by a close look, turned by angles [B]: where exactly it
+        comes down [B, 2], and how it is turned there, cosine and sine of twice the yaw [B, 2], as
+        jaws are alike.
         """
         known = torch.cat([f, pose], 1)
         queries = self.query(known).unflatten(1, (self.free, self.channels))
@@ -327,14 +359,17 @@ class Mixture(nn.Module):
         queries, warmth = queries[..., : self.channels], queries[..., self.channels :]
         aims, heat = glimpse(maps, queries, self.places, AIMS, warmth @ self.slopes)
         heat = torch.cat([heat, warm[:, :THINGS]], 1)
-        near = self.fovea(crop(images, aims[:, DOWN, 2:4].detach()))
+        near = self.fovea(crop(images, aims[:, DOWN, 2:4].detach(), angle))
+        turned, off = self.closer(torch.cat([near, f], 1)).split(2, 1)
+        turned, off = turn_by(turned, 2 * angle), turn_by(off, angle)
+        down = aims[:, DOWN, :2].detach() + off - pose[:, :2]  # where it comes down, more closely
         seen = torch.cat([from_gripper(aims, pose), found], 1).flatten(1)
-        out = self.out(self.hidden(torch.cat([seen, near, known], 1)))
-        parts = [self.K, self.K * self.actions, 1, 2 * (AIMS + THINGS), 2]
-        logits, means, end, aim, turned = out.split(parts, 1)
+        out = self.out(self.hidden(torch.cat([seen, near, down, known], 1)))
+        parts = [self.K, self.K * self.actions, 1, 2 * (AIMS + THINGS)]
+        logits, means, end, aim = out.split(parts, 1)
         σ = nn.functional.softplus(self.spread) + 0.05
         means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (-1, 2))
-        return logits, means, σ, end[:, 0], heat, aim, turned
+        return logits, means, σ, end[:, 0], heat, aim, down, turned
 
 
 @contextlib.contextmanager

@@ -196,6 +196,11 @@ def literal_surprise(heat, place):
     return -sum(share * math.log(p[cell]) for cell, share in near.items())
 
 
+def literal_smooth(x, beta):
+    """Squares near 0, distances farther off."""
+    return np.where(abs(x) < beta, x**2 / (2 * beta), abs(x) - beta / 2).mean()
+
+
 def test_a_heat_map_is_surprised_by_what_is_where_it_is_cold():
     """By a literal transcription, in the corners and beyond the edge, too."""
     rng = np.random.default_rng(0)
@@ -236,7 +241,7 @@ def test_a_second_look_can_be_sent_anywhere(config):
     assert (seen[0, 0, 2:4] - place).abs().max() < 2 / 24
     images, maps = torch.zeros(2, 48, 48, 3, dtype=torch.uint8), torch.randn(2, 8, 24, 24)
     f, pose = torch.randn(2, 32), torch.randn(2, 9)
-    heat = policy(images, maps, pose, f)[-3]
+    heat = policy(images, maps, pose, f, torch.zeros(2))[4]
     assert heat.shape == (2, networks.AIMS + networks.THINGS, 24, 24)
     heat = heat[:, : networks.AIMS]  # of the second look alone
     networks.surprise(heat, place.expand(2, networks.AIMS, 2)).sum().backward()
@@ -263,13 +268,50 @@ def test_what_is_looked_at_closely_is_what_the_image_shows_there():
     images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     place = lambda x, y: [(x + 0.5) / 16 - 1, (y + 0.5) / 16 - 1]
     places = torch.tensor([place(20, 9), place(20.5, 9), place(1, 9)])
-    seen = (networks.crop(images, places, 5) + 0.5) * 255
-    exact = images.permute(0, 3, 1, 2).float()
-    torch.testing.assert_close(seen[0], exact[0, :, 7:12, 18:23], atol=1e-2, rtol=0)
-    between = (exact[1, :, 7:12, 18:23] + exact[1, :, 7:12, 19:24]) / 2
-    torch.testing.assert_close(seen[1], between, atol=1e-2, rtol=0)
-    torch.testing.assert_close(seen[2, :, :, 1:], exact[2, :, 7:12, :4], atol=1e-2, rtol=0)
-    torch.testing.assert_close(seen[2, :, :, 0], seen[2, :, :, 1], atol=1e-2, rtol=0)
+    seen = (networks.crop(images, places, torch.zeros(3), 5) + 0.5) * 255
+    exact = images[:, 9].permute(0, 2, 1).float()  # [3, 3, 32]
+    torch.testing.assert_close(seen[0, :, 2], exact[0, :, 18:23], atol=1e-2, rtol=0)
+    between = (exact[1, :, 18:23] + exact[1, :, 19:24]) / 2
+    torch.testing.assert_close(seen[1, :, 2], between, atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[2, :, 2, 1:], exact[2, :, :4], atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[2, :, 2, 0], seen[2, :, 2, 1], atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.4, 1.2, 2.5, -0.8])
+def test_what_is_looked_at_closely_is_seen_as_from_above_and_turned(yaw):
+    """A bar on the table, from its middle along its yaw, points to the right."""
+    middle, way = np.array([0.05, 0.03]), np.array([np.cos(yaw), np.sin(yaw)])
+    off = env.scene_camera(0, 96, False).on_table(96) - middle
+    along, aside = off @ way, off @ [-way[1], way[0]]
+    bar = (along > 0) & (along < 0.06) & (abs(aside) < 0.012)
+    image = np.uint8(255 * bar)[None, :, :, None].repeat(3, 3)
+    place = torch.from_numpy(mili.in_image(96, middle))[None]
+    seen = networks.crop(torch.from_numpy(image), place, torch.tensor([yaw]))[0, 0] + 0.5
+    y, x = np.indices(seen.shape) - networks.FOVEA // 2
+    seen = seen.numpy()
+    told = np.arctan2((seen * -y).sum(), (seen * x).sum())
+    assert seen.sum() > 10
+    assert abs(told) < 0.12
+
+
+def test_what_is_told_of_a_turned_picture_is_turned_back():
+    vector, angle = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([0.5, -0.7])
+    told = networks.turn_by(vector, angle)
+    then = torch.atan2(told[:, 1], told[:, 0])
+    torch.testing.assert_close(then, torch.tensor([0.5, math.atan2(0.8, 0.6) - 0.7]))
+
+
+def test_a_gripper_is_looked_for_where_its_image_shows_it():
+    """Where its fingertips are seen, high and low, there is what nothing else in the scene is."""
+    world = env.Kitchen(1, 0, size=96, tasks=env.tasks_of("train")[:1])
+    state, held = world.get_state(), []
+    for xyz in ((0, -0.06, 0.2), (0.1, 0.1, 0.1), (-0.15, 0.05, 0.15)):
+        state[0, 1:4], state[0, 7:9] = xyz, 0
+        image = world.render(state, world.tasks)[0]
+        x, y = (mili.seen_at(96, np.array(xyz)) + 1) * 48
+        held.append(image[int(y) - 3 : int(y), int(x)].astype(int))  # just above the tips
+    for pixels in held:
+        assert (abs(pixels - [70, 73, 80]) < 25).all()  # its dark grey
 
 
 def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
@@ -279,35 +321,40 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     pairs = run.draw_demos(3, rng)
     batch = library.take(library.moments(pairs, FRAMES, rng))
     mili.vary(batch, rng)
+    mili.glance(batch, rng)
     look, embed, policy = agent.nets
-    oil, ends, ways, turns = [], [], [], []
+    oil, ends, ways, hands, downs, turns = [], [], [], [], [], []
     vectors, f = np.zeros((2, 2, 3), object)
     with torch.no_grad():
         for i in range(3):
             for m in (0, 1):
-                coarse, _ = look(torch.from_numpy(batch["image"][i, m]))
-                vectors[m, i] = embed.vector(coarse, FRAMES)[0]
+                images = torch.from_numpy(batch["image"][i, m])
+                (vectors[m, i],), heat = embed.vector(images, look(images)[0], FRAMES)
+                for t, pose in enumerate(batch["pose"][i, m]):
+                    place = mili.seen_at(run.config.size, pose[:3])
+                    hands.append(literal_surprise(heat[t, 0].numpy(), place))
         for i, m in np.ndindex(3, 2):
             f[m, i] = vectors[m, i] - sum(vectors.ravel()) / 6
             f[m, i] = f[m, i] / f[m, i].square().sum().sqrt()
         for i in range(3):
             for m, n in ((0, 1), (1, 0)):  # clone d_m, given d_n
                 for t in range(FRAMES):
-                    image, pose, action, done = (
+                    image, pose, action, done, angle = (
                         torch.from_numpy(batch[k][i, m, t : t + 1])
-                        for k in ("image", "pose", "action", "done")
+                        for k in ("image", "pose", "action", "done", "angle")
                     )
                     _, fine = look(image)
-                    told = policy(image, fine, mili.scaled(pose), f[n, i][None])
-                    *mixture, end, heat, aim, turned = told
+                    told = policy(image, fine, mili.scaled(pose), f[n, i][None], angle)
+                    *mixture, end, heat, aim, down, turned = told
                     yaw = torch.tensor(batch["yaw"][i, m, t])
                     move = (action - mili.base(pose, yaw, turned)) / torch.tensor(mili.REACH)
                     for k, xy in enumerate(batch["ahead"][i, m, t]):
                         place = mili.in_image(run.config.size, xy)
-                        off = aim[0, k].numpy() - (xy - batch["pose"][i, m, t, :2]) / 0.06
-                        near = abs(off) < 0.3
-                        smooth = np.where(near, off**2 / 0.6, abs(off) - 0.15).mean()
+                        way = (xy - batch["pose"][i, m, t, :2]) / 0.06
+                        smooth = literal_smooth(aim[0, k].numpy() - way, 0.3)
                         ways.append(literal_surprise(heat[0, k].numpy(), place) + smooth)
+                        if k == networks.DOWN:
+                            downs.append(literal_smooth(down[0].numpy() - way, 0.1))
                     off = turned[0].numpy() - batch["turned"][i, m, t]
                     turns.append((off**2).mean())
                     oil.append(mili.negative_log_likelihood(mixture, move).item())
@@ -317,7 +364,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     metrics = agent.update(batch, 3)
     np.testing.assert_allclose(
         [metrics[name] for name in mili.LOSSES],
-        [np.mean(oil), unlike, np.mean(ends), np.mean(ways), np.mean(turns)],
+        [np.mean(oil), unlike, *map(np.mean, (ends, ways, hands, downs, turns))],
         rtol=1e-3,
     )
 
@@ -486,6 +533,19 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
 # -- trials
 
 
+def test_who_is_astray_is_off_by_the_same_all_through_a_trial(config):
+    agent, task = mili.Agent(config()), env.tasks_of("val")[0]
+    off = np.array([0.008, -0.004, 0, 0, 0, 0.3, 0], np.float32)
+    paths = []
+    for astray in (0, off):
+        world = env.Kitchen(1, 3, obs="features", size=32, tasks=[task])
+        rng, f = np.random.default_rng(0), np.eye(1, 32, dtype=np.float32)
+        paths.append(mili.attempt(agent, world, f, rng, astray=astray)[0])
+    first, second = (path["actions"] for path in paths)
+    np.testing.assert_allclose(second[0] - first[0], off, atol=1e-6)
+    assert (abs(second - first)[:, 2] > 0).any()  # and sees where that has brought it
+
+
 def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     """Weights of 0.3, 0.6 and 0.1 are drawn as 9, 36 and 1 of 46."""
     B, rng = 2000, np.random.default_rng(0)
@@ -494,7 +554,7 @@ def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     told = [torch.tensor([0.3, 0.6, 0.1]).log().expand(B, 3), torch.from_numpy(means), None]
     pose = rng.random((B, 9), np.float32)
     turned = torch.from_numpy(mili.twice(pose[:, 5]))
-    fake = lambda *_: (*told, torch.from_numpy(end), None, None, turned)
+    fake = lambda *_: (*told, torch.from_numpy(end), None, None, None, turned)
     agent = SimpleNamespace(nets=[lambda x: (x, x), None, fake], config=begun().config)
     images, f = np.zeros((B, 8, 8, 3), np.uint8), np.zeros((B, 32), np.float32)
     action, done = mili.act(agent, images, pose, f, rng)
@@ -773,7 +833,8 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     attempt, ends = mili.attempt, []
     mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}  # all are useful
-    monkeypatch.setattr(mili, "attempt", lambda *args: [mark(trial) for trial in attempt(*args)])
+    marked = lambda *args, **more: [mark(trial) for trial in attempt(*args, **more)]
+    monkeypatch.setattr(mili, "attempt", marked)
     flags = ["mili", "--preset", "tiny", "--demos", str(demos), "--eval_every", "1000"]
     for name, parts in (("whole", [60]), ("parts", [25, 60])):
         out = tmp_path / name
