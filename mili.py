@@ -51,9 +51,6 @@ Departures from the paper, and what it leaves open:
     told to be: are they closing still, are they open, or do they hold something?
 12. An episode is seen by 8 of its frames: rather many episodes in a batch than many frames of one.
 13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
-14. Robots that try are off on purpose, each by the same all through its trial (--astray).  What was
-    useful otherwise tells where its robot believed things to be, and whoever learns from it
-    believes it all the more; of those that are off, the filter F keeps those that came out right.
 """
 
 import math
@@ -93,7 +90,6 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "rounds": ("of trials", 1, 1, 1),
     "trials": ("B: in a round", 16, 6_000, 60_000),
     "elsewhere": ("part of the trials in scenes that are not the demonstration's", 0.0, 0.5, 0.5),
-    "astray": ("how far off robots may be that try, in cm; 0: none", 0.0, 1.0, 1.0),
     "alpha": ("α: pairs are more alike than this; 0: what is best on validation tasks",)
     + (0.0, 0.0, 0.9),
     "retrain": ("updates from demonstrations and trials, after each round", 20, 5_000, 50_000),
@@ -112,8 +108,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
 LIMITS = {
     "tasks": (4, 520), "per_task": (2, 4), "size": (32, 256), "frames": (3, env.LONGEST),
     "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (0, 100),
-    "elsewhere": (0, 1), "astray": (0, 10), "alpha": (0, 1), "share": (0, 1),
-    "memory_gb": (0, 10_000),
+    "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1), "memory_gb": (0, 10_000),
     "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1), "validation": (1, 1000),
     "eval_episodes": (1, 1000), "batch": (2, 10_000),
 }  # fmt: skip
@@ -123,7 +118,6 @@ REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what
 SOON = 5  # steps: where the gripper will be then is looked for
 NEAR = 0.3  # of half an image: what is as near to what an episode is about is never replaced
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
-ASTRAY = np.array([0.01, 0.01, 0, 0, 0, 0.5, 0])  # σ of what robots misjudge that try, a cm
 LEAVE = 4  # steps in which a gripper withdraws from what it has placed
 SLIDES = 0.05  # m along the table, at least, of a gripper that pushes something
 BEFORE = 0.09  # m ahead of it, roughly, is then the middle of what it pushes
@@ -614,7 +608,7 @@ def act(agent, images, pose, f, rng):
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 
-def attempt(agent, world, f, rng, stop=None, watch=None, astray=0):
+def attempt(agent, world, f, rng, stop=None, watch=None):
     """Every robot acts on its embedding, until it says that it is done.
 
     Episodes, or None if `stop` is asked for; each with what it has achieved at its end, and the
@@ -636,7 +630,7 @@ def attempt(agent, world, f, rng, stop=None, watch=None, astray=0):
             agent, world.pixels(ids), felt(pose, before, told)[ids], f[ids], rng
         )
         d4pg.check_finite(action, action)
-        action = np.clip(action + astray, world.low, world.high).astype(np.float32)
+        action = np.clip(action, world.low, world.high).astype(np.float32)
         world.step(action, ids)  # who is done stays as it is
         length[ids] += 1
         left[ids] -= done | (left[ids] < MORE)
@@ -684,9 +678,7 @@ class Collector:
         tasks = [env.Task(int(s), 0) for s in scene]
         seed = int(rng.integers(2**32))
         world = env.Kitchen(n, seed, obs="features", size=config.size, tasks=tasks)
-        astray = config.astray * rng.random((n, 1)) * rng.normal(0, ASTRAY, (n, 7))
-        # collect trial τ_n with π(a | o, d)
-        trials = attempt(self.agent, world, self.f[demo], rng, astray=astray)
+        trials = attempt(self.agent, world, self.f[demo], rng)  # collect trial τ_n with π(a | o, d)
         useful = [ended(trial) for trial in trials if trial["achieved"].any()]  # F(τ_n)
         save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
         self.board.steps[self.number] += n
