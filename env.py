@@ -770,9 +770,10 @@ def scene_model(number):
         cap.rgba, cap.size = [*colour, 1], [radius, 0.008, 0]
         if shape == "square":
             cap.type, cap.size = Shape.mjGEOM_BOX, [radius, radius, 0.008]
-        for wall in spec.body(f"button_{i}").geoms:
-            wall.pos[0] = (inside + 0.03) / 2
-            wall.size[0], wall.rgba = (0.03 - inside) / 2, [grey, grey, grey, 1]
+        for wall in spec.body(f"button_{i}").geoms:  # each ends where the next begins
+            wall.pos[:2] = (0.03 + inside) / 2, (inside - 0.03) / 2
+            wall.size[:2] = (0.03 - inside) / 2, (0.03 + inside) / 2
+            wall.rgba = [grey, grey, grey, 1]
     return spec.compile()
 
 
