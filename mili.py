@@ -504,8 +504,8 @@ class Agent:
         batch["hand"] = seen_at(config.size, batch["pose"][..., :3])
         batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
-        coarse, maps = look(batch["image"].flatten(0, 2))
         images = batch["image"].flatten(0, 2)
+        coarse, maps = look(images)
         f, found = embed(images, coarse, F)
         f = f.unflatten(0, (N, 2))
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
