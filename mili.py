@@ -598,7 +598,7 @@ def act(agent, images, pose, f, rng):
     """The mean of a likely component, as an absolute pose; is all done?"""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    known = scaled(pose), f, 0 * pose[:, 0]  # looked at closely as it stands
+    known = scaled(pose), f, torch.zeros_like(pose[:, 0])  # looked at closely as it stands
     logits, means, _, end, _, _, _, turned = policy(images, look(images)[1], *known)
     # by the squares of their weights: departure 3
     chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()

@@ -231,7 +231,7 @@ def surprise(heat, places):
 
 
 FOVEA = 13  # pixels of the image, of what is looked at closely
-SLANT = 0.77  # of the camera: how much shorter the table looks away from it than across
+SLANT = 0.77  # of kitchen.xml's camera: how much shorter the table looks away from it than across
 
 
 def crop(images, places, angle, size=FOVEA):
@@ -285,7 +285,7 @@ class Embedding(nn.Module):
     def vector(self, images, maps, frames):
         seen, heat = glimpse(maps, self.queries, sharp=1)
         place = seen[:, 0, :2].detach()
-        near = self.fovea(crop(images, place, 0 * place[:, 0]))
+        near = self.fovea(crop(images, place, torch.zeros_like(place[:, 0])))
         x = torch.cat([seen.flatten(1), near], 1)
         x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
         return self.rest(self.time(x)), heat[:, :1]

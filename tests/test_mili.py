@@ -280,8 +280,10 @@ def test_what_is_looked_at_closely_is_what_the_image_shows_there():
 @pytest.mark.parametrize("yaw", [0.0, 0.4, 1.2, 2.5, -0.8])
 def test_what_is_looked_at_closely_is_seen_as_from_above_and_turned(yaw):
     """A bar on the table, from its middle along its yaw, points to the right."""
+    camera = env.scene_camera(0, 96, False)
+    assert abs(camera.axes[1, 1] - networks.SLANT) < 0.01  # of up, along the table
     middle, way = np.array([0.05, 0.03]), np.array([np.cos(yaw), np.sin(yaw)])
-    off = env.scene_camera(0, 96, False).on_table(96) - middle
+    off = camera.on_table(96) - middle
     along, aside = off @ way, off @ [-way[1], way[0]]
     bar = (along > 0) & (along < 0.06) & (abs(aside) < 0.012)
     image = np.uint8(255 * bar)[None, :, :, None].repeat(3, 3)
