@@ -25,6 +25,7 @@ Departures from the paper, and what it leaves open:
  6. A batch after trials is half of demonstrations, half of pairs of trials: a trial, the rarer the
     more it is like others, then one of its partners.  The contrastive loss goes on, on the
     demonstrations, so that a next round has an embedding to pair with (line 24 has eq. 2 alone).
+    Of a trial's partners its eight most alike are kept: more of them are right.
  7. α is what would pair the validation tasks' demonstrations best (F1), were these of as many tasks
     as the trials: among 200, a pair is five times as easily wrong.  --alpha 0.9 is the paper's.
  8. The policy learns what it goes for, too, in two looks: most moves tell only roughly where they
@@ -51,6 +52,10 @@ Departures from the paper, and what it leaves open:
     told to be: are they closing still, are they open, or do they hold something?
 12. An episode is seen by 8 of its frames: rather many episodes in a batch than many frames of one.
 13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
+14. Who was of no use goes home and tries again, up to --tries times in a row.  What is learned from
+    is the last try, from where the one before had ended: demonstrations do not fail, so those who
+    learn from them alone know no way back; and most starts are either known already or are not,
+    so that whatever is useful comes from those that are.
 """
 
 import math
@@ -89,6 +94,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "updates": ("of the networks from the demonstrations", 20, 5_000, 50_000),
     "rounds": ("of trials", 1, 1, 1),
     "trials": ("B: in a round", 16, 6_000, 60_000),
+    "tries": ("of a robot in a row, until one is useful", 1, 3, 1),
     "elsewhere": ("part of the trials in scenes that are not the demonstration's", 0.0, 0.5, 0.5),
     "alpha": ("α: pairs are more alike than this; 0: what is best on validation tasks",)
     + (0.0, 0.0, 0.9),
@@ -108,9 +114,9 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
 LIMITS = {
     "tasks": (4, 520), "per_task": (2, 4), "size": (32, 256), "frames": (3, env.LONGEST),
     "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (0, 100),
-    "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1), "memory_gb": (0, 10_000),
-    "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1), "validation": (1, 1000),
-    "eval_episodes": (1, 1000), "batch": (2, 10_000),
+    "tries": (1, 100), "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1),
+    "memory_gb": (0, 10_000), "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1),
+    "validation": (1, 1000), "eval_episodes": (1, 1000), "batch": (2, 10_000),
 }  # fmt: skip
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
@@ -125,13 +131,14 @@ BEYOND = 0.06  # m farther ahead of it than that lies, in the end, what that mee
 LAST = 2  # so many frames of an episode are where all is done
 CLOSELY = 5.0  # weight of what is learned from looking closely
 MORE = 5  # steps that a robot takes once it says so
-SURE = 3.0  # logit at which a robot says so: a chance of 0.95
+SURE = 6.0  # logit at which a robot says so: a chance of 0.998
 MIRROR = {  # left for right
     "pose": np.float32([-1, 1, 1, 1, -1, -1, 1, 1, 1]), "ahead": np.float32([-1, 1]),
     "action": np.float32([-1, 1, 1, 1, -1, -1, 1]), "turned": np.float32([1, -1]),
     "yaw": np.float32(-1),
 }  # fmt: skip
-PARTNERS = 32  # of a trial that are kept, drawn at random from all
+BACK = 8  # steps in which a gripper goes home before it tries again
+PARTNERS = 8  # of a trial that are kept: those that are most alike
 
 
 # --------------------------------------------------------------------------------------------
@@ -608,8 +615,8 @@ def act(agent, images, pose, f, rng):
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 
-def attempt(agent, world, f, rng, stop=None, watch=None):
-    """Every robot acts on its embedding, until it says that it is done.
+def attempt(agent, world, f, rng, stop=None, watch=None, back=False):
+    """Every robot acts on its embedding, until it says that it is done; goes home first, if `back`.
 
     Episodes, or None if `stop` is asked for; each with what it has achieved at its end, and the
     first step after which that was so.
@@ -630,10 +637,14 @@ def attempt(agent, world, f, rng, stop=None, watch=None):
             agent, world.pixels(ids), felt(pose, before, told)[ids], f[ids], rng
         )
         d4pg.check_finite(action, action)
+        homeward = back & (length < BACK)
+        action[homeward] = HOME
+        high = pose[:, 2] > HOME[2] - REACH[2]
+        action[homeward & ~high, :2] = pose[homeward & ~high, :2]  # straight up at first
         action = np.clip(action, world.low, world.high).astype(np.float32)
         world.step(action, ids)  # who is done stays as it is
         length[ids] += 1
-        left[ids] -= done | (left[ids] < MORE)
+        left[ids] -= (done | (left[ids] < MORE)) & ~homeward[ids]
         before, told = pose, action[:, 6]
         states.append(world.get_state())
         actions.append(action)
@@ -662,27 +673,31 @@ class Collector:
         self.agent.load_weights(board.weights)
         every = range(number, chunks(config), max(config.actors, 1))
         self.todo = [c for c in every if not (folder / chunk_name(c)).exists()]
-        board.steps[number] = config.robots * (len(every) - len(self.todo))
+        board.steps[number] = in_chunk(config) * (len(every) - len(self.todo))
 
     def ready(self):
         return bool(self.todo)
 
     def step(self):
-        """One chunk of trials."""
+        """One chunk of trials: who was no use goes home and tries again: departure 14."""
         chunk = self.todo.pop(0)
         config, rng = self.config, np.random.default_rng((5, self.config.seed, self.turn, chunk))
-        n = config.robots
-        demo = rng.integers(len(self.scenes), size=n)  # sample training task, and demo d from D_i
-        other = rng.integers(150, size=n)
-        scene = np.where(rng.random(n) < config.elsewhere, other, self.scenes[demo])
-        tasks = [env.Task(int(s), 0) for s in scene]
-        seed = int(rng.integers(2**32))
-        world = env.Kitchen(n, seed, obs="features", size=config.size, tasks=tasks)
-        trials = attempt(self.agent, world, self.f[demo], rng)  # collect trial τ_n with π(a | o, d)
-        useful = [ended(trial) for trial in trials if trial["achieved"].any()]  # F(τ_n)
+        n, useful, fresh = config.robots, [], np.ones(config.robots, bool)
+        world = env.Kitchen(n, int(rng.integers(2**32)), obs="features", size=config.size)
+        task = np.zeros(n, int)
+        for _ in range(config.tries):
+            other, away = rng.integers(150, size=n), rng.random(n) < config.elsewhere
+            drawn = rng.integers(len(self.scenes) // config.per_task, size=n)
+            task = np.where(fresh, drawn, task)  # sample training task, and demo d from D_i
+            demo = task * config.per_task + rng.integers(config.per_task, size=n)
+            scene = np.where(away, other, self.scenes[demo])[fresh]
+            world.reset(np.flatnonzero(fresh), [env.Task(int(number), 0) for number in scene])
+            trials = attempt(self.agent, world, self.f[demo], rng, back=~fresh)  # τ_n, π(a | o, d)
+            fresh = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
+            useful += [ended(trials[k]) for k in np.flatnonzero(fresh)]
+            self.board.steps[self.number] += n
+            self.board.episodes[self.number] += [n, fresh.sum()]
         save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
-        self.board.steps[self.number] += n
-        self.board.episodes[self.number] += [n, len(useful)]
 
 
 def awake(trial):
@@ -693,8 +708,12 @@ def awake(trial):
     return trial | {"states": states, "actions": actions}
 
 
+def in_chunk(config):
+    return config.robots * config.tries
+
+
 def chunks(config):
-    return -(-config.trials // config.robots)
+    return -(-config.trials // in_chunk(config))
 
 
 def chunk_name(number):
@@ -757,10 +776,11 @@ def choose_alpha(f, what, tasks):
 
 
 def pair(method, f, what, alpha, rng, block=1024):
-    """Partners of every trial, up to PARTNERS of them at random, -1 where there are no more; and
-    how many it has in all.
+    """Partners of every trial, up to PARTNERS of them, -1 where there are no more; and how many
+    it has in all.
 
-    By the cosine of embeddings f (mili), by the tasks that were achieved (oracle), or at random.
+    By the cosine of embeddings f (mili), the most alike first; by the tasks that were achieved
+    (oracle) or by nothing (random), then any of them.
     And what the pairing is worth: how many pairs, which part of them has a task in common, which
     part of all that have is found.
     """
@@ -773,7 +793,8 @@ def pair(method, f, what, alpha, rng, block=1024):
         itself = np.arange(len(good)), np.arange(E)[rows]
         good[itself], same[itself] = False, False
         many[rows], right, alike = good.sum(1), right + (good & same).sum(), alike + same.sum()
-        lot = np.where(good, rng.random(good.shape, np.float32), -1)
+        lot = cosine if method == "mili" else rng.random(good.shape, np.float32)
+        lot = np.where(good, lot, -1)
         drawn = np.argpartition(-lot, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
         chosen = np.take_along_axis(lot, drawn, 1)
         drawn = np.where(chosen >= 0, drawn, -1)
@@ -793,7 +814,7 @@ def plan(config):
     phases = [("bootstrap", 0, config.updates)]
     rounds = 0 if config.method in ("meta", "bc") else config.rounds
     for turn in range(1, rounds + 1):
-        phases.append(("trials", turn, chunks(config) * config.robots))
+        phases.append(("trials", turn, chunks(config) * in_chunk(config)))
         phases += [("pairs", turn, 1), ("improvement", turn, config.retrain)]
     return phases
 
@@ -947,7 +968,7 @@ class Run:
                 path = self.trials_folder(past) / chunk_name(number)
                 more = load_trials(path)
                 env.check(more is not None, f"{path} is damaged; delete it to have it made again")
-                trials, tried = trials + more, tried + config.robots
+                trials, tried = trials + more, tried + in_chunk(config)
         env.check(len(trials) > 1, f"of {tried} trials, {len(trials)} did anything useful: train "
                   "longer before them (--updates) or try more (--trials)")  # fmt: skip
         ends = np.cumsum([len(t["states"]) for t in trials])

@@ -588,6 +588,61 @@ def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
         assert not there[:T].any()
 
 
+def test_who_goes_home_rises_opens_its_jaws_and_then_goes_on(begun, monkeypatch):
+    """From low beside its things: home after eight steps, while others act at once."""
+    tasks = env.tasks_of("train")[:1] * 2
+    world = env.Kitchen(2, 3, obs="features", size=32, tasks=tasks)
+    low = np.tile(world.pose(), 1)
+    low[:, :3], low[:, 6] = [0.2, 0.1, 0.1], 0.1
+    for _ in range(10):
+        world.step(low)
+    begin, stay = world.pose(), np.float32([0.2, 0.1, 0.1, 0, 0, 0, 0.1])
+    monkeypatch.setattr(mili, "act", lambda agent, images, *_: (  # says at once that all is done
+        np.tile(stay, (len(images), 1)), np.ones(len(images), bool)))  # fmt: skip
+    f = np.zeros((2, 32), np.float32)
+    trials = mili.attempt(begun().agent, world, f, None, back=np.array([True, False]))
+    home, other = (mili.poses(trial["states"]) for trial in trials)
+    assert len(trials[0]["actions"]) == mili.BACK + len(trials[1]["actions"])
+    np.testing.assert_allclose(home[1, :2], begin[0, :2], atol=0.01)  # straight up at first
+    assert home[1, 2] > begin[0, 2] + 0.03
+    np.testing.assert_allclose(home[mili.BACK], mili.HOME, atol=0.02)
+    assert abs(other[:, :3] - stay[:3]).max() < 0.02
+    assert abs(home[-1, :3] - mili.HOME[:3]).max() > 0.1  # it acts again
+
+
+def test_who_was_of_no_use_tries_again_where_it_stands(begun, monkeypatch, tmp_path):
+    """Robots 1 and 3 succeed at once, 0 at its second try, 2 never; others begin anew."""
+    run, seen = begun(tries=3, updates=2, trials=12, elsewhere=0.5), []
+    run.folder, begin = tmp_path, []
+    useful = iter([[1, 3], [0, 1, 3], [0, 1, 3]])
+
+    def attempt(agent, world, f, rng, back):
+        seen.append((back.tolist(), f.copy(), [task.scene for task in world.tasks]))
+        begin.append(world.get_state())
+        world.step(world.pose())
+        done = np.isin(np.arange(4), next(useful))
+        trial = {"states": begin[-1][:, None].repeat(2, 1), "actions": np.zeros((4, 1, 7))}
+        return [{name: rows[i] for name, rows in trial.items()} | {
+            "scene": world.tasks[i].scene, "since": 1,
+            "achieved": done[i] & (np.arange(len(env.SLOTS)) == 0)} for i in range(4)]  # fmt: skip
+
+    monkeypatch.setattr(mili, "attempt", attempt)
+    while run.where()[0] != "pairs":
+        run.round()
+    backs, fs, scenes = zip(*seen)
+    assert backs == ([False] * 4, [True, False, True, False], [False, False, True, False])
+    time = lambda states: states[:, 0]  # a robot that begins anew begins at 0
+    assert [(time(states) > 0).tolist() for states in begin] == list(backs)
+    assert [rows[2] for rows in scenes] == [scenes[0][2]] * 3
+    assert scenes[1][0] == scenes[0][0]
+    two = run.agent.embed(run.demos).reshape(-1, run.config.per_task, 32)  # of each task
+    task = [[np.isclose(two, f).all(2).any(1).argmax() for f in rows] for rows in fs]
+    assert [rows[2] for rows in task] == [task[0][2]] * 3
+    assert task[1][0] == task[0][0]
+    assert run.facts["useful"] == 8 / 12
+    assert len(mili.load_trials(tmp_path / "trials/1" / mili.chunk_name(0))) == 8
+
+
 def test_an_episode_ends_when_all_is_done_and_what_is_placed_has_been_left():
     """Where something else was placed, too, and never behind its last step."""
     states, actions = np.arange(21), np.arange(20)
@@ -665,6 +720,17 @@ def test_pairs_are_those_of_algorithm_1(block):
     np.testing.assert_allclose([worth["precision"], worth["recall"]], [precision, recall])
     filled = (partners >= 0).astype(int)
     assert (np.diff(filled) <= 0).all()  # -1 comes last
+
+
+def test_of_many_partners_the_most_alike_are_kept():
+    """Of a hundred along an arc, those nearest on either side."""
+    angle = np.linspace(0, 1, 100)
+    f = np.float32(np.stack([np.cos(angle), np.sin(angle)], 1))
+    partners, many, _ = mili.pair("mili", f, np.ones((100, 1)), 0.6, np.random.default_rng(0))
+    half = mili.PARTNERS // 2
+    near = [*range(50 - half, 50), *range(51, 51 + half)]
+    assert sorted(partners[50]) == near
+    assert many[50] > mili.PARTNERS
 
 
 def test_the_oracle_pairs_what_achieved_the_same_and_chance_pairs_anything():
@@ -810,7 +876,7 @@ def test_steps_in_which_a_trial_stood_still_are_not_learned_from(begun):
 def test_of_many_trials_alike_each_is_drawn_as_rarely(begun):
     """Ninety that are alike together as often as ten, and those without a partner never."""
     run = begun()
-    run.partners = np.full((101, 32), -1)
+    run.partners = np.full((101, mili.PARTNERS), -1)
     run.partners[:90], run.partners[90:100], run.many = 0, 91, np.repeat([89, 9, 0], [90, 10, 1])
     first = run.draw_trials(10_000, np.random.default_rng(0))[:, 0]
     assert first.max() < 100
