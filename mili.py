@@ -782,9 +782,9 @@ def pair(method, f, what, alpha, rng, block=1024):
     By the cosine of embeddings f (mili), the most alike first; by the tasks that were achieved
     (oracle) or by nothing (random), then any of them.
     And what the pairing is worth: how many pairs, which part of them has a task in common, which
-    part of all that have is found.
+    part of all that have is found, which part of those kept has one.
     """
-    E, right, alike, many = len(f), 0, 0, np.zeros(len(f), int)
+    E, right, alike, good_kept, many = len(f), 0, 0, 0, np.zeros(len(f), int)
     partners = np.full((E, min(PARTNERS, E)), -1)
     for begin in range(0, E, block):
         rows = slice(begin, begin + block)
@@ -797,11 +797,13 @@ def pair(method, f, what, alpha, rng, block=1024):
         lot = np.where(good, lot, -1)
         drawn = np.argpartition(-lot, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
         chosen = np.take_along_axis(lot, drawn, 1)
+        good_kept += (np.take_along_axis(same, drawn, 1) & (chosen >= 0)).sum()
         drawn = np.where(chosen >= 0, drawn, -1)
         partners[rows] = -np.sort(-drawn, 1)
-    found = many.sum()
+    found, kept = many.sum(), (partners >= 0).sum()
     return partners, many, {"pairs": found // 2, "precision": right / max(found, 1),
-                            "recall": right / max(alike, 1)}  # fmt: skip
+                            "recall": right / max(alike, 1),
+                            "kept_precision": good_kept / max(kept, 1)}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------
@@ -999,7 +1001,8 @@ class Run:
         return (
             f"{useful:,} of {tried:,} trials were useful, {len(trials):,} are kept; "
             f"α = {alpha:.2f} makes {worth['pairs']:,} pairs, {100 * worth['precision']:.0f} % "
-            f"of them of one task, {100 * worth['recall']:.0f} % of all such"
+            f"of them of one task, {100 * worth['recall']:.0f} % of all such; of a trial's most "
+            f"alike, {100 * worth['kept_precision']:.0f} %"
         )
 
     def recall(self, turn):
@@ -1083,7 +1086,7 @@ class Run:
             self.crew = None
 
 
-FACTS = ("useful", "alpha", "pairs", "precision", "recall")  # of trials and pairs
+FACTS = ("useful", "alpha", "pairs", "precision", "recall", "kept_precision")  # of trials and pairs
 
 
 def completed(config):

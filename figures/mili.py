@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import env
+import mili
 from figures.common import claim, gather, read, run_once, save
 
 RESULTS = Path("results/mili")
@@ -43,7 +44,7 @@ def pairing(folder, _):
     """What became of a run's trials and pairs: the last row of its curve."""
     with open(folder / "metrics.csv") as file:
         last = list(csv.DictReader(file))[-1]
-    return {name: float(last[name]) for name in ("useful", "alpha", "pairs", "precision", "recall")}
+    return {name: float(last[name]) for name in mili.FACTS}
 
 
 def values(name, column):
@@ -68,16 +69,16 @@ def claims():
         for family in env.FAMILIES:
             add(f"{title}_success_{family}", name, values(name, family))
     for column in ("success", *env.FAMILIES):
-        mili, meta, oracle = (values(name, column) for name in ("mili", "meta", "oracle"))
+        ours, meta, oracle = (values(name, column) for name in ("mili", "meta", "oracle"))
         end = "" if column == "success" else f"_{column}"
         if (meta > 0).all() and (oracle > 0).all():
-            add(f"mili_relative_gain{end}", "mili", mili / meta - 1, mili.mean() / meta.mean() - 1)
-            add(f"mili_over_oracle{end}", "oracle", mili / oracle, mili.mean() / oracle.mean())
+            add(f"mili_relative_gain{end}", "mili", ours / meta - 1, ours.mean() / meta.mean() - 1)
+            add(f"mili_over_oracle{end}", "oracle", ours / oracle, ours.mean() / oracle.mean())
     for size in (*SIZES, 60_000):
         run = f"trials_{size}" if size in SIZES else "mili"
         add(f"mili_trials_{size}", run, values(run, "success"))
     add("mili_rounds_3", "rounds_3", values("rounds_3", "success"))
-    for column in ("precision", "recall"):
+    for column in ("precision", "recall", "kept_precision"):
         add(f"pairing_{column}", "mili", values("mili", column))
     add("mili_minutes_two_cores", "mili", values("mili", "minutes"))
     return found

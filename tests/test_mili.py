@@ -538,7 +538,7 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
 def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     """Weights of 0.3, 0.6 and 0.1 are drawn as 9, 36 and 1 of 46."""
     B, rng = 2000, np.random.default_rng(0)
-    means, end = np.zeros((B, 3, 7), np.float32), np.resize([-1.0, 4.0], B)
+    means, end = np.zeros((B, 3, 7), np.float32), np.resize([mili.SURE - 2, mili.SURE + 2], B)
     means[:, 0, 1], means[:, 1, 0], means[:, 2, 2] = 9, 0.5, 9
     told = [torch.tensor([0.3, 0.6, 0.1]).log().expand(B, 3), torch.from_numpy(means), None]
     pose = rng.random((B, 9), np.float32)
@@ -547,7 +547,7 @@ def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     agent = SimpleNamespace(nets=[lambda x: (x, x), None, fake], config=begun().config)
     images, f = np.zeros((B, 8, 8, 3), np.uint8), np.zeros((B, 32), np.float32)
     action, done = mili.act(agent, images, pose, f, rng)
-    assert done.tolist() == (end > 0).tolist()
+    assert done.tolist() == (end > mili.SURE).tolist()
     pose[:, [3, 4, 6]] = 0  # told as they are
     moved = action - pose[:, :7]
     first, third = moved[:, 1] > 0.1, moved[:, 2] > 0.1
@@ -718,6 +718,8 @@ def test_pairs_are_those_of_algorithm_1(block):
     assert many.tolist() == [sum(n == one for one, _ in expected) for n in range(20)]
     assert worth["pairs"] == len(expected) // 2
     np.testing.assert_allclose([worth["precision"], worth["recall"]], [precision, recall])
+    shared = [(what[n] * what[m]).sum() > 0 for n, m in sorted(found)]
+    assert worth["kept_precision"] == np.mean(shared)
     filled = (partners >= 0).astype(int)
     assert (np.diff(filled) <= 0).all()  # -1 comes last
 
@@ -888,7 +890,8 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     attempt, ends = mili.attempt, []
     mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}  # all are useful
-    monkeypatch.setattr(mili, "attempt", lambda *args: [mark(trial) for trial in attempt(*args)])
+    all_of_use = lambda *args, **back: [mark(trial) for trial in attempt(*args, **back)]
+    monkeypatch.setattr(mili, "attempt", all_of_use)
     flags = ["mili", "--preset", "tiny", "--demos", str(demos), "--eval_every", "1000"]
     for name, parts in (("whole", [60]), ("parts", [25, 60])):
         out = tmp_path / name
