@@ -27,16 +27,22 @@ def hardware():
 
 
 def run_once(results, name, command, seed, options="", after=None):
-    """One run, from its command to its two files in results/; `options` are those of eval."""
+    """One run, from its command to its two files in results/; `options` are those of eval.
+
+    One that was stopped goes on.
+    """
     out = results / f"{name}-{seed}"
     if out.with_suffix(".json").exists():
         return
     folder = Path(f"runs/{out.name}")
     words = [sys.executable, "train.py", *command.split(), "--seed", str(seed)]
-    words = [*words, "--out", str(folder), "--save_minutes", "1000"]
+    rare = [] if "--save_minutes" in command else ["--save_minutes", "1000"]
+    words = [*words, "--out", str(folder), *rare]
     facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
              "hardware": hardware()}  # fmt: skip
-    with open(f"runs/{out.name}.log", "w") as log:
+    if folder.exists():
+        words = [*words[:3], "--resume", str(folder)]
+    with open(f"runs/{out.name}.log", "a") as log:
         subprocess.run(words, check=True, stdout=log, stderr=log)
         words = [sys.executable, "train.py", "eval", str(folder), *options.split()]
         told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
