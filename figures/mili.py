@@ -22,7 +22,7 @@ from figures.common import claim, gather, read, run_once, save
 
 RESULTS = Path("results/mili")
 SEEDS = 5
-LEARN = "--updates 6000 --retrain 6000 --save_minutes 5 --threads 1"
+LEARN = "--updates 6000 --retrain 6000 --save_minutes 5 --threads 1 --actors 1"
 FULL = f"mili --trials 60000 {LEARN}"
 THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
