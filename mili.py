@@ -112,7 +112,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "validation": ("of each validation task, at the end", 1, 10, 10),
 }
 LIMITS = {
-    "tasks": (4, 520), "per_task": (2, 4), "size": (32, 256), "frames": (3, env.LONGEST),
+    "tasks": (4, 520), "per_task": (2, 100), "size": (32, 256), "frames": (3, env.LONGEST),
     "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (0, 100),
     "tries": (1, 100), "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1),
     "memory_gb": (0, 10_000), "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1),
@@ -158,14 +158,20 @@ def chosen_tasks(count):
 
 def demo_paths(config, split, numbers):
     """Of the demonstrations of these tasks of a split, one task after the other."""
-    folder = env.demo_folder(config.demos, "kitchen", split)
-    return [folder / f"{task:03d}_{k}.npz" for task in numbers for k in range(config.per_task)]
+    folder, each = env.demo_folder(config.demos, "kitchen", split), per_task(config, split)
+    return [folder / f"{task:03d}_{k}.npz" for task in numbers for k in range(each)]
+
+
+def per_task(config, split):
+    """Demonstrations of each task; to be judged by, whatever is learned from, four at most."""
+    return config.per_task if split == "train" else min(config.per_task, 4)
 
 
 def load_demos(config, split, numbers):
     """Demonstrations of these tasks of a split, each an episode that ends once its task is done."""
     episodes, tasks, slots = [], env.tasks_of(split), np.arange(len(env.SLOTS))
-    for path in demo_paths(config, split, numbers):
+    paths = demo_paths(config, split, numbers)
+    for path in tqdm(paths, f"{split} demonstrations", leave=False, disable=len(paths) < 2_000):
         demo = env.load_demo(path, "kitchen", ("states", "actions", "rewards"))
         task = tasks[int(path.name[:3])]
         here = (demo["scene"], demo["slot"]) == tuple(task) and demo["rewards"].any()
@@ -1044,11 +1050,11 @@ class Run:
         """Of so many episodes of each task, one after another demonstration of it."""
         tasks, config = env.tasks_of(self.split), self.config
         f, _ = self.look_at(self.split)
-        f, done = f.reshape(len(tasks), config.per_task, -1), []
+        f, done = f.reshape(len(tasks), per_task(config, self.split), -1), []
         for k in tqdm(range(episodes), "playing", leave=False, disable=episodes < 3):
             world = env.Kitchen(len(tasks), 1_000_003 + k, "features", config.size, tasks=tasks)
             rng = np.random.default_rng((7, k))
-            trials = attempt(self.agent, world, f[:, k % config.per_task], rng, stop)
+            trials = attempt(self.agent, world, f[:, k % f.shape[1]], rng, stop)
             if trials is None:
                 return None
             done.append([trial["achieved"][task.slot] for trial, task in zip(trials, tasks)])
@@ -1107,7 +1113,7 @@ def make_missing(config):
     for split, numbers in wanted.items():
         if not all(path.exists() for path in demo_paths(config, split, numbers)):
             folder = env.demo_folder(config.demos, "kitchen", split)
-            env.make_demos(folder, "kitchen", split, config.per_task)
+            env.make_demos(folder, "kitchen", split, per_task(config, split))
 
 
 def make_run(config):

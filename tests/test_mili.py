@@ -778,6 +778,14 @@ def test_few_tasks_tell_what_pairs_of_many_are_worth():
     assert mili.choose_alpha(f[:160], what[:160, :40], 200) > few
 
 
+def test_who_learns_from_many_demonstrations_is_judged_by_four():
+    config = SimpleNamespace(demos="demos", per_task=40)
+    paths = mili.demo_paths(config, "train", [3, 7])
+    assert [path.name for path in paths] == [f"{t:03d}_{k}.npz" for t in (3, 7) for k in range(40)]
+    paths = mili.demo_paths(config, "val", [3, 7])
+    assert [path.name for path in paths] == [f"{t:03d}_{k}.npz" for t in (3, 7) for k in range(4)]
+
+
 # -- runs
 
 
@@ -923,7 +931,7 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     ("flags", "words"),
     [
         ({"method": "mlii"}, "--method is 'mlii'; it is one of mili, meta, bc, oracle, random"),
-        ({"per_task": 1}, "--per_task is 1; expected a number from 2 to 4"),
+        ({"per_task": 1}, "--per_task is 1; expected a number from 2 to 100"),
         ({"share": 0.9}, "--share 0.9 leaves fewer than two pairs of demonstrations"),
         ({"tasks": 521}, "--tasks is 521; expected a number from 4 to 520"),
         ({"per_task": 3}, "no such file; make some with: python train.py demos --world kitchen"),
