@@ -88,6 +88,8 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "components": ("K: of the mixture; their code: 1 to 20", 2, 10, 20),
     "half": ("convolutions in bfloat16; auto: where that is quick", "no", "auto", "auto"),
     "batch": ("pairs of demonstrations in a batch", 4, 24, 8),
+    "anew": ("images to learn from are made anew, departure 9: yes, or no as theirs",)
+    + ("yes", "yes", "no"),
     "lr": ("Adam's step", 1e-3, 1e-3, 5e-4),
     "lr_end": ("part of it that is left at the end of each training", 1.0, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
@@ -431,14 +433,16 @@ def mingle(batch, table, rng):
     batch["image"] = np.where(part[:, None, ..., None], other[:, None], image).reshape(shape)
 
 
-def vary(batch, rng):
-    """Tell poses inexactly; mirror a batch, left for right, or turn its colours, by chance.
+def vary(batch, rng, anew=True):
+    """Tell poses inexactly; `anew`, mirror a batch, left for right, or turn its colours, by chance.
 
     All of it alike: were each pair turned by itself, its colours would tell which two episodes
     belong together.
     """
     noise = rng.normal(0, INEXACT, batch["pose"].shape)
     batch["pose"] = batch["pose"] + noise.astype(np.float32)
+    if not anew:
+        return
     if rng.random() < 0.5:
         batch["image"] = np.ascontiguousarray(batch["image"][..., ::-1, :])
         for name, mirror in MIRROR.items():
@@ -919,8 +923,9 @@ class Run:
                 self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
-        mingle(batch, self.demos.table, rng)
-        vary(batch, rng)
+        if anew := config.anew == "yes":
+            mingle(batch, self.demos.table, rng)
+        vary(batch, rng, anew)
         glance(batch, rng)
         self.agent.anneal(progress)
         losses = self.agent.update(batch, len(both[0]["done"]))
@@ -1101,6 +1106,7 @@ def completed(config):
     d4pg.check_flags(config, FLAGS, LIMITS)
     known = config.method in METHODS
     env.check(known, f"--method is {config.method!r}; it is one of {', '.join(METHODS)}")
+    env.check(config.anew in ("yes", "no"), f"--anew is {config.anew!r}; it is yes or no")
     good = config.share < 1 and config.batch - round(config.share * config.batch) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
     return config

@@ -443,6 +443,19 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
     assert len(seen) == 4  # both, either, neither
 
 
+def test_with_anew_no_images_are_learned_from_as_they_are(begun, monkeypatch):
+    run, seen, none = begun(anew="no"), [], dict.fromkeys(mili.LOSSES, 0.0)
+    monkeypatch.setattr(run.agent, "update", lambda batch, n: seen.append(batch) or none)
+    taken = run.demos.take
+    monkeypatch.setattr(run.demos, "take", lambda at: seen.append(taken(at)) or seen[-1])
+    run.learn(0, 0.0)
+    was, now = seen
+    for name in ("image", "action", "ahead", "turned", "yaw"):
+        np.testing.assert_array_equal(was[name], now[name])
+    off = (now["pose"] - was["pose"]).reshape(-1, 9)
+    np.testing.assert_allclose(off.std(0), mili.INEXACT, rtol=0.5, atol=1e-6)
+
+
 def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere():
     """A spot moves, before two scenes of flat colours."""
     image = np.full((2, 2, 3, 32, 32, 3), 10, np.uint8)
@@ -931,6 +944,7 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     ("flags", "words"),
     [
         ({"method": "mlii"}, "--method is 'mlii'; it is one of mili, meta, bc, oracle, random"),
+        ({"anew": "maybe"}, "--anew is 'maybe'; it is yes or no"),
         ({"per_task": 1}, "--per_task is 1; expected a number from 2 to 100"),
         ({"share": 0.9}, "--share 0.9 leaves fewer than two pairs of demonstrations"),
         ({"tasks": 521}, "--tasks is 521; expected a number from 4 to 520"),
