@@ -433,16 +433,18 @@ def mingle(batch, table, rng):
     batch["image"] = np.where(part[:, None, ..., None], other[:, None], image).reshape(shape)
 
 
-def vary(batch, rng, anew=True):
-    """Tell poses inexactly; `anew`, mirror a batch, left for right, or turn its colours, by chance.
+def misjudge(batch, rng):
+    """Tell poses inexactly: departure 11."""
+    noise = rng.normal(0, INEXACT, batch["pose"].shape)
+    batch["pose"] = batch["pose"] + noise.astype(np.float32)
+
+
+def vary(batch, rng):
+    """Mirror a batch, left for right, or turn its colours, by chance: departure 9.
 
     All of it alike: were each pair turned by itself, its colours would tell which two episodes
     belong together.
     """
-    noise = rng.normal(0, INEXACT, batch["pose"].shape)
-    batch["pose"] = batch["pose"] + noise.astype(np.float32)
-    if not anew:
-        return
     if rng.random() < 0.5:
         batch["image"] = np.ascontiguousarray(batch["image"][..., ::-1, :])
         for name, mirror in MIRROR.items():
@@ -923,9 +925,10 @@ class Run:
                 self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
-        if anew := config.anew == "yes":
+        if config.anew == "yes":
             mingle(batch, self.demos.table, rng)
-        vary(batch, rng, anew)
+            vary(batch, rng)
+        misjudge(batch, rng)
         glance(batch, rng)
         self.agent.anneal(progress)
         losses = self.agent.update(batch, len(both[0]["done"]))
@@ -1055,7 +1058,7 @@ class Run:
         """Of so many episodes of each task, one after another demonstration of it."""
         tasks, config = env.tasks_of(self.split), self.config
         f, _ = self.look_at(self.split)
-        f, done = f.reshape(len(tasks), per_task(config, self.split), -1), []
+        f, done = f.reshape(len(tasks), -1, f.shape[1]), []  # [tasks, demonstrations, 32]
         for k in tqdm(range(episodes), "playing", leave=False, disable=episodes < 3):
             world = env.Kitchen(len(tasks), 1_000_003 + k, "features", config.size, tasks=tasks)
             rng = np.random.default_rng((7, k))

@@ -79,18 +79,17 @@ def claims():
         title = "random_pairing" if name == "random" else name
         for end, column in columns.items():
             add(f"{title}_success{end}", name, values(name, column))
-    for title, above, below in (
-        ("mili_relative_gain", "mili", "meta"),
-        ("mili_over_oracle", "mili", "oracle"),
-        ("all_tasks_relative_gain", "all_tasks", "meta"),
+    for title, above, below, less in (
+        ("mili_relative_gain", "mili", "meta", 1),
+        ("mili_over_oracle", "mili", "oracle", 0),
+        ("all_tasks_relative_gain", "all_tasks", "meta", 1),
     ):
         for end, column in columns.items() if ready(above, below) else ():
             ours, theirs = values(above, column), values(below, column)
-            seeds, less = min(len(ours), len(theirs)), int("gain" in title)
+            seeds = min(len(ours), len(theirs))
             ours, theirs = ours[:seeds], theirs[:seeds]
             if (theirs > 0).all():
-                name = above if "gain" in title else below
-                add(title + end, name, ours / theirs - less, ours.mean() / theirs.mean() - less)
+                add(title + end, above, ours / theirs - less, ours.mean() / theirs.mean() - less)
     for size in (*SIZES, 60_000):
         run = f"trials_{size}" if size in SIZES else "mili"
         if ready(run):

@@ -323,6 +323,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     pairs = run.draw_demos(3, rng)
     batch = library.take(library.moments(pairs, FRAMES, rng))
     mili.vary(batch, rng)
+    mili.misjudge(batch, rng)
     mili.glance(batch, rng)
     look, embed, policy = agent.nets
     oil, ends, ways, hands, downs, turns = [], [], [], [], [], []
@@ -424,7 +425,9 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
     before, seen = library.take(library.moments(pairs, FRAMES)), set()
     for seed in range(20):
         after = {name: value.copy() for name, value in before.items()}
-        mili.vary(after, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        mili.vary(after, rng)
+        mili.misjudge(after, rng)
         mirrored = (after["action"] != before["action"]).any()
         x = -1 if mirrored else 1
         off = after["pose"] - before["pose"] * [x, 1, 1, 1, x, x, 1, 1, 1]
