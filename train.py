@@ -294,24 +294,63 @@ def film_imitation(config, run):
 
 
 def draw_embedding(folder, run):
-    """Demonstrations never seen, in the plane in which their embeddings vary most."""
+    """Demonstrations never seen: who is near whom, and how alike those of a task are."""
     import matplotlib.pyplot as plt
 
     f, library = run.look_at(run.split)
     tasks = [env.Task(e["scene"], int(e["achieved"].argmax())) for e in library.episodes]
     family = np.array([env.FAMILIES.index(task.family) for task in tasks])
-    off = f - f.mean(0)
-    x, y = np.linalg.svd(off, full_matrices=False)[2][:2] @ off.T
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2))
+    x, y = neighbours(f).T
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.2))
     for k, name in enumerate(env.FAMILIES):
         axes[0].scatter(x[family == k], y[family == k], s=12, label=name)
-    axes[0].legend(fontsize=8)
     axes[1].scatter(x, y, s=12, c=library.what.argmax(1), cmap="nipy_spectral")
-    for axis, what in zip(axes, ("family", "task"), strict=True):
-        axis.set_title(f"f(d) by {what}", fontsize=9)
+    upper = np.triu_indices(len(f), 1)
+    same, cosine = (library.what @ library.what.T > 0)[upper], (f @ f.T)[upper]
+    for which, label in ((~same, "two tasks"), (same, "one task")):
+        bins = np.linspace(-1, 1, 81)
+        axes[2].hist(cosine[which], bins, density=True, alpha=0.6, label=label)
+    axes[2].set_xticks(np.linspace(-1, 1, 5))
+    if np.isfinite(run.facts["alpha"]):
+        axes[2].axvline(run.facts["alpha"], color="black", label="α")
+    titles = ("neighbours by f, by family", "by task", "f(d_m)ᵀ f(d_n) of demonstrations of")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    axes[0].legend(fontsize=8)
+    axes[2].legend(fontsize=8)
     figure.tight_layout()
     env.write_atomically(folder / "embedding.png", lambda file: figure.savefig(file, dpi=100))
     plt.close(figure)
+
+
+def neighbours(f, perplexity=6.0, steps=600):
+    """Points of a plane that are near each other where vectors of length 1 are: t-SNE.
+
+    https://jmlr.org/papers/v9/vandermaaten08a.html, from the plane in which they vary most.
+    """
+    distance = np.maximum(2 - 2 * f @ f.T, 0)
+    np.fill_diagonal(distance, np.inf)
+    distance -= distance.min(1, keepdims=True)
+    low, high = np.zeros((len(f), 1)), np.full((len(f), 1), 1e4)
+    for _ in range(50):  # each point's 1 / 2σ², for it to have so many neighbours
+        β = (low + high) / 2
+        p = np.exp(-β * distance)
+        p /= p.sum(1, keepdims=True)
+        wide = -(p * np.log(np.maximum(p, 1e-12))).sum(1, keepdims=True) > np.log(perplexity)
+        low, high = np.where(wide, β, low), np.where(wide, high, β)
+    p, off = (p + p.T) / (2 * len(f)), f - f.mean(0)
+    points = 0.01 * off @ np.linalg.svd(off, full_matrices=False)[2][:2].T
+    speed = np.zeros_like(points)
+    for step in range(steps):
+        early = step < steps // 4  # attraction is exaggerated at first
+        way = points[:, None] - points
+        near = 1 / (1 + np.square(way).sum(2))
+        np.fill_diagonal(near, 0)
+        force = (12 * p if early else p) - near / near.sum()
+        force = 4 * ((force * near)[..., None] * way).sum(1)
+        speed = (0.5 if early else 0.8) * speed - len(f) / 8 * force
+        points = points + speed
+    return points
 
 
 def film_pairs(run, count=4):

@@ -940,6 +940,17 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     assert columns(out)[-1] == columns(tmp_path / "parts")[-1]
 
 
+def test_what_is_alike_is_near_in_the_picture():
+    """Eight tasks of four demonstrations each: everybody's three nearest are of its own task."""
+    rng, task = np.random.default_rng(0), np.arange(32) // 4
+    f = rng.normal(size=(8, 32))[task] + 0.3 * rng.normal(size=(32, 32))
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    points = train.neighbours(f)
+    distance = np.linalg.norm(points[:, None] - points, axis=2)
+    nearest = distance.argsort(1)[:, 1:4]
+    assert (task[nearest] == task[:, None]).all()
+
+
 # -- bad input
 
 
