@@ -58,6 +58,7 @@ Departures from the paper, and what it leaves open:
     so that whatever is useful comes from those that are.
 """
 
+import json
 import math
 import time
 import zlib
@@ -1042,7 +1043,7 @@ class Run:
         """Success on tasks never seen, by family, of the present policy and of the first one."""
         results, now = {}, self.agent.weights()
         for name, weights in (("", now), ("meta_", self.meta)):
-            key = (name, 0 if name else self.updates, episodes, self.split)
+            key = (zlib.crc32(weights), episodes, self.split)
             if len(weights) and key not in self.judged:
                 self.agent.load_weights(weights)
                 self.judged[key] = self.success(episodes, stop)
@@ -1052,7 +1053,7 @@ class Run:
                     return None
             found = self.judged.get(key, {})
             results |= {name + k: found.get(k, np.nan) for k in ("success", *env.FAMILIES)}
-        return results | {"val_episodes": episodes * len(env.tasks_of(self.split))}
+        return results | {f"{self.split}_episodes": episodes * len(env.tasks_of(self.split))}
 
     def success(self, episodes, stop):
         """Of so many episodes of each task, one after another demonstration of it."""
@@ -1131,10 +1132,34 @@ def make_run(config):
     return Run(config)
 
 
-TABLE = (  # what, column, the paper
-    ("MILI, all four families", "success", "0.327"),
-    *((f"    {family}", family, "") for family in env.FAMILIES),
-    ("meta-imitation, before its trials", "meta_success", "0.239"),
-    *((f"    {family}", f"meta_{family}", "") for family in env.FAMILIES),
-)
+def table(folder, config, results):
+    """Success by family: of a run, of its first policy, and of what lies beside it in runs/.
+
+    Beside it is what has the same flags, but for the method, and was judged by as many episodes.
+    """
+    (judged,) = (name for name in results if name.endswith("_episodes"))
+    columns = {config.method: results}
+    if config.method != "bc":
+        columns["meta"] = {name: results["meta_" + name] for name in ("success", *env.FAMILIES)}
+    for path in sorted(Path(folder).parent.glob("*/results.json")):
+        try:
+            found = json.loads(path.read_text())
+            other = json.loads(path.with_name("config.json").read_text())
+        except (OSError, ValueError):
+            continue  # whatever else lies there
+        alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in MAY_DIFFER)
+        if alike and found.get(judged) == results[judged]:
+            columns.setdefault(other["method"], found)
+    methods = [name for name in ("bc", "meta", "random", "mili", "oracle") if name in columns]
+    title = f"{results[judged]} episodes of {judged.split('_')[0]} tasks"
+    rows = {"all four families": "success"} | {f"    {name}": name for name in env.FAMILIES}
+    line = lambda what, cells: f"{what:32}" + "".join(f"{cell:>10}" for cell in cells)
+    lines = [line(title, methods)]
+    lines += [line(what, (f"{columns[m][k]:.3f}" for m in methods)) for what, k in rows.items()]
+    return [*lines, line("the paper, all four", (PAPER.get(m, "") for m in methods))]
+
+
+PAPER = {"bc": "less", "meta": "0.239", "mili": "0.327", "oracle": "0.337"}
+MAY_DIFFER = ("method", "start", "demos", "actors", "threads", "device", "half", "memory_gb",
+              "log_every", "eval_every", "eval_episodes")  # fmt: skip
 SHOWN = {"success": "success"} | {family: family for family in env.FAMILIES}

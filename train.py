@@ -222,12 +222,10 @@ def report(folder, config, run, episodes):
     results = run.evaluate(episodes)
     text = json.dumps(rounded(results))
     env.write_atomically(folder / "results.json", lambda file: file.write(text.encode()))
-    table = ALGORITHMS[config.algorithm].TABLE
-    width = max(len(what) for what, _, _ in table) + 2
-    title = f"{results.get('val_episodes', episodes)} episodes"
-    print(f"\n{title:{width}}{'here':<12}paper")
-    for what, name, paper in table:
-        print(f"{what:{width}}{results[name]:<12.3g}{paper}")
+    if config.algorithm == "mili":
+        print("", *mili.table(folder, config, results), sep="\n")
+    else:
+        print_table(ALGORITHMS[config.algorithm].TABLE, results, episodes)
     try:
         draw_curves(folder, config)
         if config.algorithm == "metamimic":
@@ -245,6 +243,15 @@ def report(folder, config, run, episodes):
     except ImportError as error:
         print(f"no pictures: {error}")
     return results
+
+
+def print_table(table, results, episodes):
+    """Rows of (what, column, the paper), beside what is here."""
+    width = max(len(what) for what, _, _ in table) + 2
+    title = f"{results.get('val_episodes', episodes)} episodes"
+    print(f"\n{title:{width}}{'here':<12}paper")
+    for what, name, paper in table:
+        print(f"{what:{width}}{results[name]:<12.3g}{paper}")
 
 
 def draw_curves(folder, config):

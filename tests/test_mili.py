@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -932,12 +933,39 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     for name in ("curves.png", "embedding.png", "rollouts.gif", "pairs.gif", "pairs1.npz"):
         assert (out / name).stat().st_size > 0
     told = capsys.readouterr().out
-    assert "MILI, all four families" in told
+    assert re.search(r"\b8 episodes of val tasks +meta +mili\n", told)
+    assert re.search(r"all four families +0\.\d{3} +0\.\d{3}\n", told)
     train.main(["eval", str(out), "--split", "val"])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     results = json.loads((out / "results.json").read_text())
     assert {k: line[k] for k in results} == results
     assert columns(out)[-1] == columns(tmp_path / "parts")[-1]
+
+
+def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
+    """Of the same flags but for the method, judged by as many episodes; damage is passed over."""
+    numbers = lambda x: dict.fromkeys(("success", *env.FAMILIES), x)
+    first = {"meta_" + name: x for name, x in numbers(0.25).items()}
+    flags = vars(config())
+    for name, change, found in (
+        ("bc", {"method": "bc"}, numbers(0.125) | {"val_episodes": 40}),
+        ("oracle", {"method": "oracle", "start": "x"}, numbers(0.75) | {"val_episodes": 40}),
+        ("random", {"method": "random", "seed": 1}, numbers(0.5) | {"val_episodes": 40}),
+        ("meta", {"method": "meta"}, numbers(0.5) | {"val_episodes": 400}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(flags | change))
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "results.json").write_text("{")
+    mine = numbers(0.5) | first | {"val_episodes": 40}
+    lines = mili.table(tmp_path / "mine", config(), mine)
+    words = lambda line: re.sub(" +", " ", line)
+    assert words(lines[0]) == "40 episodes of val tasks bc meta mili oracle"
+    assert words(lines[1]) == "all four families 0.125 0.250 0.500 0.750"
+    assert words(lines[-1]) == "the paper, all four less 0.239 0.327 0.337"
+    lines = mili.table(tmp_path / "mine", config(method="bc"), mine)
+    assert lines[0].split()[5:] == ["bc", "oracle"]
 
 
 def test_what_is_alike_is_near_in_the_picture():
