@@ -27,18 +27,22 @@ LEARN = f"--updates 6000 --retrain 6000 {ONE_CORE}"
 FULL = f"mili --trials 60000 {LEARN}"
 THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
-RUNS = {  # in this order: all but the first two begin where MILI's trials end
+RUNS = {
     "mili": FULL,
     "bc": f"{FULL} --method bc",
+    # from MILI's first policy and trials:
     "oracle": f"{FULL} --method oracle {THEIRS}",
     "random": f"{FULL} --method random {THEIRS}",
-    # the most that trials could teach: were they of all tasks, and perfect
-    "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
     **{f"trials_{size}": f"mili --trials {size} {LEARN} {THEIRS}" for size in SIZES},
     "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {THEIRS}",  # as many trials as one of 60
+    # what limits it: is it training longer, what could trials teach at most (were they of all
+    # tasks, and perfect), and how much has departure 9 taught already?
+    "longer": f"mili --method meta --updates 12000 {ONE_CORE}",
+    "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
+    "plain": f"{FULL} --anew no",
 }
 NAMES = {"bc": "behaviour cloning", "meta": "meta-imitation", "random": "random pairs",
-         "mili": "MILI", "oracle": "oracle pairs",
+         "mili": "MILI", "oracle": "oracle pairs", "longer": "meta-imitation, twice as long",
          "all_tasks": "20,800 demonstrations, no trials"}  # fmt: skip
 PAPER = {"mili_success": "0.327", "meta_success": "0.239", "oracle_success": "0.337"}
 PAPER |= {"mili_relative_gain": "0.368", "mili_over_oracle": "0.97"}
@@ -94,6 +98,11 @@ def claims():
         run = f"trials_{size}" if size in SIZES else "mili"
         if ready(run):
             add(f"mili_trials_{size}", run, values(run, "success"))
+    if ready("plain"):
+        after, before = values("plain", "success"), values("plain", "meta_success")
+        add("plain_mili_success", "plain", after)
+        add("plain_meta_success", "plain", before)
+        add("plain_relative_gain", "plain", after / before - 1, after.mean() / before.mean() - 1)
     if ready("rounds_3"):
         add("mili_rounds_3", "rounds_3", values("rounds_3", "success"))
     for column in ("precision", "recall", "kept_precision") if ready("mili") else ():

@@ -11,6 +11,7 @@ import pytest
 import train
 from figures import common
 from figures import metamimic as figures
+from figures import mili as kitchen
 
 ROOT = Path(train.__file__).parent
 CLAIMS = json.loads((ROOT / "results/summary.json").read_text())
@@ -50,8 +51,19 @@ def test_claims_are_means_of_the_seeds_in_results(monkeypatch):
             assert claim["ours"] == pytest.approx(np.mean(values), rel=1e-2)
 
 
+def test_milis_claims_are_of_all_seeds_in_results(monkeypatch):
+    """The summary is what the evaluations come to; what is gained, worked out anew."""
+    monkeypatch.chdir(ROOT)
+    mine = {claim["claim"]: claim for claim in CLAIMS}
+    found = kitchen.claims()
+    assert [mine[claim["claim"]] for claim in found] == json.loads(json.dumps(found))
+    runs = [json.loads(path.read_text()) for path in Path("results/mili").glob("mili-[0-9].json")]
+    after, before = (sum(run[name] for run in runs) for name in ("success", "meta_success"))
+    assert mine["mili_relative_gain"]["ours"] == pytest.approx(after / before - 1, abs=1e-3)
+
+
 def test_a_curve_ends_where_its_run_did():
-    for path in (ROOT / "results/metamimic").glob("*-[0-9].json"):
+    for path in ROOT.glob("results/m*/*-[0-9].json"):
         with open(path.with_suffix(".csv")) as file:
             last = list(csv.DictReader(file))[-1]
         facts = json.loads(path.read_text())
