@@ -109,7 +109,7 @@ def rows(found):
     return "\n".join(lines) + "\n"
 
 
-def gather(found, section):
+def gather(found, section, table=rows):
     """Put claims into summary.json, among those of others, and their table into the README."""
     path, readme = Path("results/summary.json"), Path("README.md")
     others = json.loads(path.read_text()) if path.exists() else []
@@ -119,4 +119,4 @@ def gather(found, section):
     text = readme.read_text()
     begin, end = (f"<!-- {section}: {word} of summary.json -->" for word in ("table", "end"))
     before, rest = text.split(f"{begin}\n")
-    readme.write_text(f"{before}{begin}\n{rows(found)}{end}{rest.split(end)[1]}")
+    readme.write_text(f"{before}{begin}\n{table(found)}{end}{rest.split(end)[1]}")

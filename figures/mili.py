@@ -18,7 +18,7 @@ import numpy as np
 
 import env
 import mili
-from figures.common import claim, gather, read, run_once, save
+from figures.common import claim, gather, read, rows, run_once, save
 
 RESULTS = Path("results/mili")
 SEEDS = 5
@@ -112,6 +112,23 @@ def claims():
     return found
 
 
+def tables(found):
+    """The README's: what is told of each family, then the rest."""
+    every, ends = {c["claim"]: c for c in found}, ["", *(f"_{name}" for name in env.FAMILIES)]
+    lines = [
+        f"| claim: mean (from, to) | paper | all four | {' | '.join(env.FAMILIES)} | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    cell = lambda c: "{:.3g} ({:.3g}, {:.3g})".format(c["ours"], *c["spread"]) if c else ""
+    told = []
+    for name in (name for name in every if name + ends[1] in every):
+        c, numbers = every[name], [every.get(name + end) for end in ends]
+        numbers = " | ".join(map(cell, numbers))
+        lines.append(f"| `{name}` | {c['paper'] or ''} | {numbers} | {c['seeds']} |")
+        told += [name + end for end in ends]
+    return "\n".join(lines) + "\n\n" + rows([c for c in found if c["claim"] not in told])
+
+
 def standard_error(each):
     return each.std(ddof=1) / np.sqrt(len(each))
 
@@ -119,11 +136,12 @@ def standard_error(each):
 def draw_methods():
     """The paper's figure 5: success by family, with standard errors of the mean."""
     figure, axis = plt.subplots(figsize=(9, 3.6))
-    columns, width = ("success", *env.FAMILIES), 0.14
-    for k, name in enumerate(filter(ready, NAMES)):
+    columns, names = ("success", *env.FAMILIES), list(filter(ready, NAMES))
+    width = 0.8 / len(names)
+    for k, name in enumerate(names):
         each = np.array([values(name, column) for column in columns])  # [columns, seeds]
         error = [standard_error(one) for one in each]
-        place = np.arange(len(columns)) + (k - 2) * width
+        place = np.arange(len(columns)) + (k - (len(names) - 1) / 2) * width
         axis.bar(place, each.mean(1), width, yerr=error, label=NAMES[name], capsize=2)
     axis.set(ylabel="success on unseen test tasks", xticks=range(len(columns)))
     axis.set_xticklabels(["all", *env.FAMILIES])
@@ -159,7 +177,7 @@ def main():
     Path("runs").mkdir(exist_ok=True)
     if args.what == "draw":
         found = claims()
-        gather(found, "MILI")
+        gather(found, "MILI", tables)
         if found:
             draw_methods()
         if ready(*(f"trials_{size}" for size in SIZES), "mili"):
