@@ -43,7 +43,8 @@ def run_once(results, name, command, seed, options="", after=None):
     if folder.exists():
         words = [*words[:3], "--resume", str(folder)]
     with open(f"runs/{out.name}.log", "a") as log:
-        subprocess.run(words, check=True, stdout=log, stderr=log)
+        if not (folder / "results.json").exists():
+            subprocess.run(words, check=True, stdout=log, stderr=log)
         words = [sys.executable, "train.py", "eval", str(folder), *options.split()]
         told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
     curve = (folder / "metrics.csv").read_text()

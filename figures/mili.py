@@ -11,6 +11,8 @@ evaluation on the 40 test tasks, looked at once, with flags, commit, hardware an
 
 import argparse
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -183,6 +185,8 @@ def main():
         if ready(*(f"trials_{size}" for size in SIZES), "mili"):
             draw_trials()
         return
+    if not env.demo_folder("demos", "kitchen", "test").exists():
+        subprocess.run([sys.executable, "train.py", "demos", "--world", "kitchen"], check=True)
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
         for name, command in RUNS.items():
             command = command.format(seed=seed)
