@@ -26,11 +26,12 @@ Departures from the paper, and what it leaves open:
     more it is like others, then one of its partners.  The contrastive loss goes on, on the
     demonstrations, so that a next round has an embedding to pair with (line 24 has eq. 2 alone).
     Of a trial's partners its eight most alike are kept: more of them are right.
- 7. α is what would pair the validation tasks' demonstrations best (F1), were these of as many tasks
-    as the trials: among 200, a pair is five times as easily wrong.  --alpha 0.9 is the paper's.
+ 7. α is what would pair the validation tasks' demonstrations best (F1), were they of --tasks tasks:
+    the more there are, the more pairs are wrong.  Trials do still others, so that more of theirs
+    are than this foresees.  --alpha 0.9 is the paper's.
  8. The policy learns what it goes for, too, in two looks: most moves tell only roughly where they
     lead.  Of the first look's glimpses, two learn to find what is touched and what that is brought
-    to, as far as the gripper's path tells, and what has moved before it; three of the second, by
+    to, as far as the gripper's path tells, and what has moved ahead of it; three of the second, by
     what the first has found, where the gripper will be 5 steps later, where it next comes down, and
     where it ends.  A push begins behind one thing as seen from another: at a place that looks like
     nothing.  Places are told on the table, from the gripper: the camera's place is known.  A third
@@ -50,12 +51,21 @@ Departures from the paper, and what it leaves open:
     whoever is a centimetre off knows back.
     Felt, too, is how far the fingers have just moved, and how far they are from where they were
     told to be: are they closing still, are they open, or do they hold something?
-12. An episode is seen by 8 of its frames: rather many episodes in a batch than many frames of one.
+12. An episode is seen by 8 of its frames (40 with --preset paper), and learned from at these, its
+    first and last among them: rather many episodes in a batch than many frames of one.
 13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
-14. Who was of no use goes home and tries again, up to --tries times in a row.  What is learned from
-    is the last try, from where the one before had ended: demonstrations do not fail, so those who
-    learn from them alone know no way back; and most starts are either known already or are not,
-    so that whatever is useful comes from those that are.
+14. Who was of no use is driven home by a script and tries again from what it has left, up to
+    --tries times in a row.  Only the try that was of use is learned from, its way home included:
+    demonstrations do not fail, so those who learn from them alone know no way back; and most
+    starts are either known already or are not, so that whatever is useful comes from those that
+    are.
+15. Half of the trials begin in scenes of other tasks than the one that is demonstrated
+    (--elsewhere), as section IV-B has "new scenes", and algorithm 1, line 12, the task's own.
+16. Meta-imitation is the policy before its trials, and behaviour cloning the same without f(d):
+    both with eq. 3 and departures 4 and 8, while the paper's have eq. 2 and eq. 1 alone.  So what
+    MILI gains is due to its trials, not to what else is learned.
+17. Adam's steps shrink to --lr_end of what they were, gradients are no longer than 10, and each
+    training begins with an Adam that remembers nothing.
 """
 
 import json
@@ -96,7 +106,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
     "updates": ("of the networks from the demonstrations", 20, 5_000, 50_000),
     "rounds": ("of trials", 1, 1, 1),
-    "trials": ("B: in a round", 16, 6_000, 60_000),
+    "trials": ("B: tries in a round, whole chunks of --robots times --tries", 16, 6_000, 60_000),
     "tries": ("of a robot in a row, until one is useful", 1, 3, 1),
     "elsewhere": ("part of the trials in scenes that are not the demonstration's", 0.0, 0.5, 0.5),
     "alpha": ("α: pairs are more alike than this; 0: what is best on validation tasks",)
@@ -104,9 +114,9 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "retrain": ("updates from demonstrations and trials, after each round", 20, 5_000, 50_000),
     "share": ("part of a batch that is trials, then", 0.5, 0.5, 0.5),
     "memory_gb": ("for the trials' images; trials beyond that are left out", 1.0, 6.0, 32.0),
-    "actors": ("processes that try; 0: one process does all in turn", 0, 2, 16),
+    "actors": ("processes that try, and render; 0: one process does all in turn", 0, 2, 16),
     "robots": ("that try at once, of each actor", 4, 50, 50),
-    "seed": ("of everything that is drawn at random", 0, 0, 0),
+    "seed": ("of what is drawn at random to learn and to try", 0, 0, 0),
     "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
     "threads": ("of the learner on a cpu", 1, 2, 2),
     "log_every": ("updates or trials between rows of metrics.csv", 10, 200, 1_000),
@@ -129,7 +139,7 @@ NEAR = 0.3  # of half an image: what is as near to what an episode is about is n
 INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
 LEAVE = 4  # steps in which a gripper withdraws from what it has placed
 SLIDES = 0.05  # m along the table, at least, of a gripper that pushes something
-BEFORE = 0.09  # m ahead of it, roughly, is then the middle of what it pushes
+AHEAD = 0.09  # m ahead of it, roughly, is then the middle of what it pushes
 BEYOND = 0.06  # m farther ahead of it than that lies, in the end, what that meets
 LAST = 2  # so many frames of an episode are where all is done
 CLOSELY = 5.0  # weight of what is learned from looking closely
@@ -277,21 +287,21 @@ def things(path, mask, much=0.03):
     """Where the thing lies that is touched first, and the one that it is brought to.
 
     As far as it can be told from the gripper's path [T, 3]: where it lands first and last.  Where
-    it slides, it pushes what lies before it and has moved, as a mask of the image [H, W] tells, and
-    in the end what it pushes is between it and the other.  [T, 2, 2]
+    it slides, it pushes what lies ahead of it and has moved, as a mask of the image [H, W] tells,
+    and in the end what it pushes is between it and the other.  [T, 2, 2]
     """
     xy, z = path[:, :2], path[:, 2]
     down = landings(z) or [len(z) - 1]
     rises = np.append(np.flatnonzero(z[down[0] :] > z[down[0]] + much), len(z) - down[0])
     low = down[0] + rises[0] - 1  # the last frame before it first rises
     start, end, way = xy[down[0]], down[-1], xy[low] - xy[down[0]]
-    before = np.zeros((2, 2))
+    off = np.zeros((2, 2))  # from the gripper
     if np.hypot(*way) > SLIDES:
         way, end = way / np.hypot(*way), low
-        before[0] = middle(mask, start + BEFORE * way) - start
-        before[1] = (np.hypot(*before[0]) + BEYOND) * way
+        off[0] = middle(mask, start + AHEAD * way) - start
+        off[1] = (np.hypot(*off[0]) + BEYOND) * way
     touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # from then on it comes along
-    return np.stack([touched + before[0], np.tile(xy[end] + before[1], (len(z), 1))], 1)
+    return np.stack([touched + off[0], np.tile(xy[end] + off[1], (len(z), 1))], 1)
 
 
 def moved(images, table, much=24):
@@ -353,12 +363,10 @@ def felt(pose, before, told):
 
 def render(config, states, scene, what, chunk=200):
     """All these states' images, by the actors: [M, size, size, 3]."""
-    items = replay.Shared(
-        states=(states.shape, np.float64), scene=((len(states),), np.int64),
-        image=((len(states), config.size, config.size, 3), np.uint8),
-    )  # fmt: skip
-    items.states[:], items.scene[:] = states, scene
-    crew = begin_crew(config, Renderer, items, (chunk,))
+    seen = replay.Shared(states=(states.shape, np.float64), scene=((len(states),), np.int64))
+    items = replay.Shared(image=((len(states), config.size, config.size, 3), np.uint8))
+    seen.states[:], seen.scene[:] = states, scene
+    crew = begin_crew(config, Renderer, items, (seen, chunk))
     try:
         with tqdm(total=len(states), desc=what, unit="image", disable=len(states) < 3_000) as bar:
             done = 0
@@ -373,11 +381,12 @@ def render(config, states, scene, what, chunk=200):
 class Renderer:
     """Every so many-th chunk of frames is this actor's."""
 
-    def __init__(self, config, number, items, board, life, chunk):
-        self.items, self.chunk, self.board, self.number = items, chunk, board, number
+    def __init__(self, config, number, items, board, life, seen, chunk):
+        self.items, self.seen, self.chunk = items, seen, chunk
+        self.board, self.number = board, number
         self.world = env.Kitchen(1, obs="features", size=config.size)
         step = chunk * max(config.actors, 1)
-        self.todo = list(range(number * chunk, len(items.scene), step))
+        self.todo = list(range(number * chunk, len(seen.scene), step))
         board.steps[number] = 0
 
     def ready(self):
@@ -385,8 +394,8 @@ class Renderer:
 
     def step(self):
         part = slice(begin := self.todo.pop(0), begin + self.chunk)
-        tasks = [env.Task(int(scene), 0) for scene in self.items.scene[part]]
-        self.items.image[part] = self.world.render(self.items.states[part], tasks)
+        tasks = [env.Task(int(scene), 0) for scene in self.seen.scene[part]]
+        self.items.image[part] = self.world.render(self.seen.states[part], tasks)
         self.board.steps[self.number] += len(tasks)
 
 
@@ -521,7 +530,6 @@ class Agent:
         """
         config, (look, embed, policy) = self.config, self.nets.train()
         batch = batch | {"places": in_image(config.size, batch["ahead"])}
-        batch["hand"] = seen_at(config.size, batch["pose"][..., :3])
         batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
         images = batch["image"].flatten(0, 2)
@@ -532,7 +540,7 @@ class Agent:
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
         pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
         told = policy(images, maps, scaled(pose), shown, batch["angle"].flatten())
-        *mixture, end, heat, aim, down, turned = told
+        mixture, end, (heat, aim), (down, turned) = told
         reach = torch.from_numpy(REACH).to(pose)
         move = (action - base(pose, batch["yaw"].flatten(), turned.detach())) / reach
         way = (batch["ahead"].flatten(0, 2) - pose[:, None, :2]) / reach[:2]
@@ -619,7 +627,7 @@ def act(agent, images, pose, f, rng):
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
     known = scaled(pose), f, torch.zeros_like(pose[:, 0])  # looked at closely as it stands
-    logits, means, _, end, _, _, _, turned = policy(images, look(images)[1], *known)
+    (logits, means, _), end, _, (_, turned) = policy(images, look(images)[1], *known)
     # by the squares of their weights: departure 3
     chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
     drawn = (chance < rng.random((len(chance), 1))).sum(1)
@@ -649,7 +657,7 @@ def attempt(agent, world, f, rng, stop=None, watch=None, back=False):
         action[ids], done = act(
             agent, world.pixels(ids), felt(pose, before, told)[ids], f[ids], rng
         )
-        d4pg.check_finite(action, action)
+        env.check(np.isfinite(action).all(), "actions are not finite: train with a lower --lr")
         homeward = back & (length < BACK)
         action[homeward] = HOME
         high = pose[:, 2] > HOME[2] - REACH[2]
@@ -678,10 +686,10 @@ class Collector:
     are there need not be made again.
     """
 
-    def __init__(self, config, number, folder, board, life, turn, scenes, f):
+    def __init__(self, config, number, folder, board, life, iteration, scenes, f):
         """`scenes` and embeddings `f` of all demonstrations."""
         self.config, self.number, self.board = config, number, board
-        self.folder, self.turn, self.scenes, self.f = folder, turn, scenes, f
+        self.folder, self.iteration, self.scenes, self.f = folder, iteration, scenes, f
         self.agent = Agent(SimpleNamespace(**vars(config) | {"device": "cpu"}))
         self.agent.load_weights(board.weights)
         every = range(number, chunks(config), max(config.actors, 1))
@@ -694,11 +702,12 @@ class Collector:
     def step(self):
         """One chunk of trials: who was no use goes home and tries again: departure 14."""
         chunk = self.todo.pop(0)
-        config, rng = self.config, np.random.default_rng((5, self.config.seed, self.turn, chunk))
+        config = self.config
+        rng = np.random.default_rng((5, config.seed, self.iteration, chunk))
         n, useful, fresh = config.robots, [], np.ones(config.robots, bool)
         world = env.Kitchen(n, int(rng.integers(2**32)), obs="features", size=config.size)
         task = np.zeros(n, int)
-        for _ in range(config.tries):
+        for left in reversed(range(config.tries)):
             other, away = rng.integers(150, size=n), rng.random(n) < config.elsewhere
             drawn = rng.integers(len(self.scenes) // config.per_task, size=n)
             task = np.where(fresh, drawn, task)  # sample training task, and demo d from D_i
@@ -706,11 +715,16 @@ class Collector:
             scene = np.where(away, other, self.scenes[demo])[fresh]
             world.reset(np.flatnonzero(fresh), [env.Task(int(number), 0) for number in scene])
             trials = attempt(self.agent, world, self.f[demo], rng, back=~fresh)  # τ_n, π(a | o, d)
-            fresh = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
+            fresh = [  # F(τ_n), for what is achieved by going home shows nobody anything
+                trial["achieved"].any() and (new or trial["since"] > BACK)
+                for trial, new in zip(trials, fresh, strict=True)
+            ]
+            fresh = np.array(fresh)
             useful += [ended(trials[k]) for k in np.flatnonzero(fresh)]
+            if not left:  # before all are counted: who is done with them ends the actors
+                save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
             self.board.steps[self.number] += n
             self.board.episodes[self.number] += [n, fresh.sum()]
-        save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
 
 
 def awake(trial):
@@ -792,8 +806,8 @@ def pair(method, f, what, alpha, rng, block=1024):
     """Partners of every trial, up to PARTNERS of them, -1 where there are no more; and how many
     it has in all.
 
-    By the cosine of embeddings f (mili), the most alike first; by the tasks that were achieved
-    (oracle) or by nothing (random), then any of them.
+    By the cosine of embeddings f (mili), then those most alike; by the tasks that were achieved
+    (oracle) or by nothing (random), then any of them.  In no order that matters.
     And what the pairing is worth: how many pairs, which part of them has a task in common, which
     part of all that have is found, which part of those kept has one.
     """
@@ -828,14 +842,14 @@ def plan(config):
     """(what, in which round, how many steps): updates, trials, or one pairing."""
     phases = [("bootstrap", 0, config.updates)]
     rounds = 0 if config.method in ("meta", "bc") else config.rounds
-    for turn in range(1, rounds + 1):
-        phases.append(("trials", turn, chunks(config) * in_chunk(config)))
-        phases += [("pairs", turn, 1), ("improvement", turn, config.retrain)]
+    for iteration in range(1, rounds + 1):
+        phases.append(("trials", iteration, chunks(config) * in_chunk(config)))
+        phases += [("pairs", iteration, 1), ("improvement", iteration, config.retrain)]
     return phases
 
 
 class Run:
-    """One turn of `round` is an update, a moment of trials, or a pairing."""
+    """One call of `round` is an update, a moment of trials, or a pairing."""
 
     def __init__(self, config):
         self.config, self.agent = config, Agent(config)
@@ -869,10 +883,9 @@ class Run:
         if state:
             self.load(state)
         elif config.start:
-            path = Path(config.start) / "meta.npy"
-            env.check(path.exists(), f"--start {config.start}: no run that has a first policy")
-            self.meta = np.load(path, allow_pickle=False)
-            env.check(len(self.meta) == len(self.agent.weights()), f"{path} is of other networks")
+            self.meta = first_policy(config)
+            fits = len(self.meta) == len(self.agent.weights())
+            env.check(fits, f"--start {config.start}: its first policy is of other networks")
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")
@@ -884,40 +897,39 @@ class Run:
         """The present phase: what, in which round, its length, and how much of it is done."""
         done = self.steps
         for phase in self.phases:
-            if done < phase[2]:
-                break
+            if done < phase[2] or phase is self.phases[-1]:
+                return *phase, done
             done -= phase[2]
-        return *phase, done
 
     def progress(self):
         """For a bar: what is done, how much of it, of how much."""
-        what, turn, length, done = self.where()
-        return f"{what} {turn}" if turn else what, min(done, length), length
+        what, iteration, length, done = self.where()
+        return f"{what} {iteration}" if iteration else what, min(done, length), length
 
     def finished(self):
         return self.steps >= self.config.steps
 
     def round(self):
         """A moment of the present phase; something to tell, or None."""
-        what, turn, length, done = self.where()
+        what, iteration, length, done = self.where()
         if what == "trials":
-            return self.collect(turn, length, done)
+            return self.collect(iteration, length, done)
         if what == "pairs":
-            return self.find_pairs(turn)
-        if turn and self.trials is None:
-            self.recall(turn)
+            return self.find_pairs(iteration)
+        if iteration and self.trials is None:
+            self.recall(iteration)
         if done == 0:
             self.agent.begin()
-        self.learn(turn, done / length)
+        self.learn(iteration, done / length)
         if self.steps == self.config.updates:
             self.meta = self.agent.weights()
             env.write_atomically(self.folder / "meta.npy", lambda file: np.save(file, self.meta))
         return None
 
-    def learn(self, turn, progress):
+    def learn(self, iteration, progress):
         """One update, from demonstrations and, after trials, from their pairs."""
         config, rng = self.config, np.random.default_rng((4, self.config.seed, self.steps))
-        n, k = (config.batch, 0) if turn == 0 else (
+        n, k = (config.batch, 0) if iteration == 0 else (
             config.batch - round(config.share * config.batch), round(config.share * config.batch)
         )  # fmt: skip
         both = [self.demos.take(self.demos.moments(self.draw_demos(n, rng), config.frames, rng))]
@@ -929,6 +941,7 @@ class Run:
         if config.anew == "yes":
             mingle(batch, self.demos.table, rng)
             vary(batch, rng)
+        batch["hand"] = seen_at(config.size, batch["pose"][..., :3])  # where an image shows it
         misjudge(batch, rng)
         glance(batch, rng)
         self.agent.anneal(progress)
@@ -951,22 +964,23 @@ class Run:
 
     # -- trials, and pairs of them
 
-    def trials_folder(self, turn):
-        theirs = turn == 1 and self.config.start
-        return Path(self.config.start if theirs else self.folder) / "trials" / str(turn)
+    def trials_folder(self, iteration):
+        theirs = iteration == 1 and self.config.start
+        return Path(self.config.start if theirs else self.folder) / "trials" / str(iteration)
 
-    def collect(self, turn, length, done):
+    def collect(self, iteration, length, done):
         """Let the actors try."""
-        config, folder = self.config, self.trials_folder(turn)
+        config, folder = self.config, self.trials_folder(iteration)
         if self.crew is None:
-            for number in range(chunks(config)):
-                path = folder / chunk_name(number)
-                there = path.exists() or turn > 1 or not config.start
-                env.check(there, f"{config.start} has fewer trials than --trials {config.trials}")
-                if path.exists() and load_trials(path) is None:
+            for path in (folder / chunk_name(number) for number in range(chunks(config))):
+                there = path.exists() and load_trials(path) is not None
+                mine = iteration > 1 or not config.start
+                env.check(there or mine, f"{path} is missing or damaged: has {config.start} "
+                          f"fewer trials than --trials {config.trials}?")  # fmt: skip
+                if path.exists() and not there:
                     path.rename(path.with_suffix(".damaged"))
             scenes = np.array([e["scene"] for e in self.episodes])
-            aids = (turn, scenes, self.agent.embed(self.demos))
+            aids = (iteration, scenes, self.agent.embed(self.demos))
             self.crew = begin_crew(config, Collector, folder, aids, self.agent.weights())
         before = self.steps - done
         self.steps = before + min(tend(self.crew), length)
@@ -977,14 +991,15 @@ class Run:
             self.close()
         return None
 
-    def read_trials(self, turn):
-        """R: all useful trials of all rounds so far, as many as --memory_gb holds the images of."""
+    def read_trials(self, iteration):
+        """R: all useful trials so far, the newest that --memory_gb holds the images of."""
         config, trials, tried = self.config, [], 0
-        for past in range(1, turn + 1):
+        for past in range(iteration, 0, -1):
             for number in range(chunks(config)):
                 path = self.trials_folder(past) / chunk_name(number)
                 more = load_trials(path)
-                env.check(more is not None, f"{path} is damaged; delete it to have it made again")
+                lost = f"{path} is missing or damaged: restore it, or begin a new run"
+                env.check(more is not None, lost)
                 trials, tried = trials + more, tried + in_chunk(config)
         env.check(len(trials) > 1, f"of {tried} trials, {len(trials)} did anything useful: train "
                   "longer before them (--updates) or try more (--trials)")  # fmt: skip
@@ -993,40 +1008,45 @@ class Run:
         env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials; raise it")
         return [awake(trial) for trial in trials[:kept]], len(trials), tried
 
-    def find_pairs(self, turn):
+    def find_pairs(self, iteration):
         """Algorithm 1, lines 17 to 23."""
         config = self.config
-        trials, useful, tried = self.read_trials(turn)
+        trials, useful, tried = self.read_trials(iteration)
+        self.trials = None  # those of the iteration before
         self.trials = Library(config, trials, "trials as images")
         alpha = config.alpha
         if not alpha:
             f, library = self.look_at("val")
             alpha = choose_alpha(f, library.what, config.tasks)
-        rng = np.random.default_rng((6, config.seed, turn))
+        rng = np.random.default_rng((6, config.seed, iteration))
         f = self.agent.embed(self.trials)
         self.partners, self.many, worth = pair(config.method, f, self.trials.what, alpha, rng)
-        best = np.sort((f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)])[-1]
-        env.check(worth["pairs"] > 0, f"no two trials are more alike than α = {alpha:.2f}, the "
-                  f"most alike of the first have {best:.2f}: lower --alpha")  # fmt: skip
+        best = (f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)].max()
+        advice = "no two trials have a task in common: raise --trials"
+        if config.method == "mili":
+            advice = f"no two trials are more alike than α = {alpha:.2f}, the most alike of the "
+            advice += f"first have {best:.2f}: lower --alpha"
+        env.check(worth["pairs"] > 0, advice)
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
-        path = self.folder / f"pairs{turn}.npz"
+        path = self.folder / f"pairs{iteration}.npz"
         rows = {"partners": self.partners, "many": self.many, "f": f}
         env.write_atomically(path, lambda file: np.savez_compressed(file, **rows))
         self.steps += 1
+        by = f"α = {alpha:.2f}" if config.method == "mili" else config.method
         return (
             f"{useful:,} of {tried:,} trials were useful, {len(trials):,} are kept; "
-            f"α = {alpha:.2f} makes {worth['pairs']:,} pairs, {100 * worth['precision']:.0f} % "
+            f"{by} makes {worth['pairs']:,} pairs, {100 * worth['precision']:.0f} % "
             f"of them of one task, {100 * worth['recall']:.0f} % of all such; of a trial's most "
             f"alike, {100 * worth['kept_precision']:.0f} %"
         )
 
-    def recall(self, turn):
+    def recall(self, iteration):
         """Go on with pairs that were found before."""
-        trials, _, _ = self.read_trials(turn)
+        trials, _, _ = self.read_trials(iteration)
         self.trials = Library(self.config, trials, "trials as images")
-        with np.load(self.folder / f"pairs{turn}.npz", allow_pickle=False) as file:
+        with np.load(self.folder / f"pairs{iteration}.npz", allow_pickle=False) as file:
             self.partners, self.many = file["partners"], file["many"]
-        same = f"pairs{turn}.npz is not of these trials; begin a new run"
+        same = f"pairs{iteration}.npz is not of these trials; begin a new run"
         env.check(len(self.partners) == len(self.trials), same)
 
     # -- how good is it?
@@ -1111,9 +1131,26 @@ def completed(config):
     known = config.method in METHODS
     env.check(known, f"--method is {config.method!r}; it is one of {', '.join(METHODS)}")
     env.check(config.anew in ("yes", "no"), f"--anew is {config.anew!r}; it is yes or no")
+    env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.share < 1 and config.batch - round(config.share * config.batch) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
     return config
+
+
+def first_policy(config):
+    """Of the run that --start names, if that is one whose trials these flags would have made."""
+    try:
+        weights = np.load(Path(config.start) / "meta.npy", allow_pickle=False)
+        theirs = json.loads((Path(config.start) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--start {config.start}: no run that has a first policy") from error
+    for name in TRIED_WITH:
+        same = theirs.get(name) == getattr(config, name)
+        env.check(same, f"--start {config.start} has --{name} {theirs.get(name)}; say so here, too")
+    return weights
+
+
+TRIED_WITH = ("size", "frames", "robots", "tries")
 
 
 def make_missing(config):
@@ -1140,14 +1177,17 @@ def table(folder, config, results):
     (judged,) = (name for name in results if name.endswith("_episodes"))
     columns = {config.method: results}
     if config.method != "bc":
-        columns["meta"] = {name: results["meta_" + name] for name in ("success", *env.FAMILIES)}
+        first = {name: results["meta_" + name] for name in ("success", *env.FAMILIES)}
+        columns.setdefault("meta", first)
     for path in sorted(Path(folder).parent.glob("*/results.json")):
         try:
             found = json.loads(path.read_text())
             other = json.loads(path.with_name("config.json").read_text())
         except (OSError, ValueError):
             continue  # whatever else lies there
-        alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in MAY_DIFFER)
+        without = {config.method, other.get("method")} & {"meta", "bc"}
+        free = {*MAY_DIFFER, *(OF_TRIALS if without else ())}
+        alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in free)
         if alike and found.get(judged) == results[judged]:
             columns.setdefault(other["method"], found)
     methods = [name for name in ("bc", "meta", "random", "mili", "oracle") if name in columns]
@@ -1162,4 +1202,5 @@ def table(folder, config, results):
 PAPER = {"bc": "less", "meta": "0.239", "mili": "0.327", "oracle": "0.337"}
 MAY_DIFFER = ("method", "start", "demos", "actors", "threads", "device", "half", "memory_gb",
               "log_every", "eval_every", "eval_episodes")  # fmt: skip
+OF_TRIALS = ("rounds", "trials", "tries", "elsewhere", "alpha", "retrain", "share", "robots")
 SHOWN = {"success": "success"} | {family: family for family in env.FAMILIES}

@@ -345,11 +345,11 @@ class Mixture(nn.Module):
     def forward(self, images, maps, pose, f, angle):
         """Images, their maps, and pose of B moments, each with an embedding [B, size].
 
-        Logits of the components [B, K], their means [B, K, 7] and σ [K, 7], logit of the end [B],
-        heat maps of its aims and of things [B, AIMS + THINGS, h, w], where these are from the
-        gripper [B, AIMS + THINGS, 2]; and by a close look, turned by angles [B]: where exactly it
-        comes down [B, 2], and how it is turned there, cosine and sine of twice the yaw [B, 2], as
-        jaws are alike.
+        The mixture: logits of the components [B, K], their means [B, K, 7] and σ [K, 7].  The
+        logit of the end [B].  Heat maps of its aims and of things [B, AIMS + THINGS, h, w], and
+        where these are from the gripper [B, AIMS + THINGS, 2].  By a close look, turned by angles
+        [B]: where exactly it comes down [B, 2], and how it is turned there, cosine and sine of
+        twice the yaw [B, 2], as jaws are alike.
         """
         known = torch.cat([f, pose], 1)
         queries = self.query(known).unflatten(1, (self.free, self.channels))
@@ -369,7 +369,7 @@ class Mixture(nn.Module):
         logits, means, end, aim = out.split(parts, 1)
         σ = nn.functional.softplus(self.spread) + 0.05
         means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (-1, 2))
-        return logits, means, σ, end[:, 0], heat, aim, down, turned
+        return (logits, means, σ), end[:, 0], (heat, aim), (down, turned)
 
 
 @contextlib.contextmanager

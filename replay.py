@@ -75,7 +75,8 @@ class Shared:
             )
 
     def _advice(self):
-        return f"{self.bytes / 1e9:.2f} GB are needed: lower --capacity, --demonstrations or --size"
+        flags = "--capacity, --demonstrations, --memory_gb or --size"
+        return f"{self.bytes / 1e9:.2f} GB are needed: lower {flags}"
 
     def __getstate__(self):  # on the way to a spawned child
         return {"spec": self.spec, "bytes": self.bytes, "fd": reduction.DupFd(self.fd)}

@@ -154,6 +154,8 @@ def work(run, folder, config, resume, tensorboard, stop):
     try:
         state = load_newest(folder) if resume else None
         if state and int(state["board"]["steps"].sum()) >= run.config.steps:
+            once = getattr(config, "method", "") in ("meta", "bc")
+            env.check(not once, f"all updates are taken: python train.py eval {folder}")
             flag = "rounds" if config.algorithm == "mili" else "steps"
             advice = f"raise --{flag} to go on, or: python train.py eval {folder}"
             raise ValueError(f"--{flag} {getattr(config, flag)} are taken; {advice}")
