@@ -109,6 +109,8 @@ def claims():
         add("mili_rounds_3", "rounds_3", values("rounds_3", "success"))
     for column in ("precision", "recall", "kept_precision") if ready("mili") else ():
         add(f"pairing_{column}", "mili", values("mili", column))
+    if ready("random"):
+        add("random_pairing_precision", "random", values("random", "precision"))
     if ready("mili"):
         add("mili_minutes_two_cores", "mili", values("mili", "minutes"))
     return found
