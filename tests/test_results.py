@@ -72,3 +72,13 @@ def test_a_curve_ends_where_its_run_did():
         facts = json.loads(path.read_text())
         assert int(last["steps"]) == facts["steps"]
         assert float(last["seconds"]) / 60 == pytest.approx(facts["minutes"], abs=0.06)
+
+
+def test_a_seed_that_is_missing_is_trained_as_those_in_results_were():
+    """Seeds of one name are of one command, the one that `seeds` runs."""
+    for path in ROOT.glob("results/mili/*-[0-9].json"):
+        facts = json.loads(path.read_text())
+        name, seed = path.stem.rsplit("-", 1)
+        words = kitchen.RUNS[name].format(seed=seed)
+        out = f"--seed {seed} --out runs/{path.stem}"
+        assert facts["command"] == f"python train.py {words} {out}"
