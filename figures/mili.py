@@ -30,6 +30,7 @@ LEARN = f"--updates 6000 --retrain 6000 {ONE_CORE}"
 FULL = f"mili --trials 60000 {LEARN}"
 THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
+FIRST = "--start runs/trials_40000-{seed}"
 RUNS = {
     "mili": FULL,
     "bc": f"{FULL} --method bc",
@@ -38,9 +39,11 @@ RUNS = {
     "random": f"{FULL} --method random {THEIRS}",
     "trials_40000": f"mili --trials 40000 {LEARN}",
     # the first of those, from the first policy that tried them:
-    "trials_20000": f"mili --trials 20000 {LEARN} --start runs/trials_40000-{{seed}}",
-    "trials_10000": f"mili --trials 10000 {LEARN} --start runs/trials_40000-{{seed}}",
-    "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {THEIRS}",  # as many trials as one of 60
+    "trials_20000": f"mili --trials 20000 {LEARN} {FIRST}",
+    "trials_10000": f"mili --trials 10000 {LEARN} {FIRST}",
+    # another 20,000 by the policy that these have made, and another by that one:
+    "rounds_2": f"mili --trials 20000 --rounds 2 {LEARN} {FIRST}",
+    "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {FIRST}",
     # what limits it: is it training longer, what could trials teach at most (were they of all
     # tasks, and perfect), and how much has departure 9 taught already?
     "longer": f"mili --method meta --updates 12000 {ONE_CORE}",
@@ -50,6 +53,7 @@ RUNS = {
 NAMES = {"bc": "behaviour cloning", "meta": "meta-imitation", "random": "random pairs",
          "mili": "MILI", "oracle": "oracle pairs", "longer": "meta-imitation, twice as long",
          "all_tasks": "20,800 demonstrations, no trials"}  # fmt: skip
+ROUNDS = ("rounds_2", "rounds_3")
 PAPER = {"mili_success": "0.327", "meta_success": "0.239", "oracle_success": "0.337"}
 PAPER |= {"mili_relative_gain": "0.368", "mili_over_oracle": "0.97"}
 
@@ -109,8 +113,8 @@ def claims():
         add("plain_mili_success", "plain", after)
         add("plain_meta_success", "plain", before)
         add("plain_relative_gain", "plain", after / before - 1, after.mean() / before.mean() - 1)
-    if ready("rounds_3"):
-        add("mili_rounds_3", "rounds_3", values("rounds_3", "success"))
+    for run in filter(ready, ROUNDS):
+        add(f"mili_{run}", run, values(run, "success"))
     for column in ("precision", "recall", "kept_precision") if ready("mili") else ():
         add(f"pairing_{column}", "mili", values("mili", column))
     if ready("random"):
@@ -159,20 +163,23 @@ def draw_methods():
 
 
 def draw_trials():
-    """The paper's figure 6: success by how many trials; none: MILI's first policies."""
+    """The paper's figure 6: success by how many trials, in one round and in several.
+
+    None: the first policies of those with 40,000, from which all but those with 60,000 come.
+    """
     figure, axis = plt.subplots(figsize=(5, 3.4))
-    runs = ["meta", *(f"trials_{size}" for size in SIZES), "mili"]
-    each = [values(run, "success") for run in runs]  # of each size, its seeds
-    sizes = [0, *(size / 1000 for size in SIZES), 60]
-    mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
-    axis.errorbar(sizes, mean, error, capsize=3, label="one round")
-    if ready("rounds_3"):
-        each = values("rounds_3", "success")
-        error = standard_error(each)
-        axis.errorbar([60], each.mean(), error, capsize=3, fmt="o", label="three rounds of 20")
-    axis.legend()
+    first = values("trials_40000", "meta_success")
+    once = [first, *(values(f"trials_{size}", "success") for size in SIZES)]
+    again = [values(run, "success") for run in ("trials_20000", *filter(ready, ROUNDS))]
+    for label, sizes, each in (
+        ("one round", (0, *SIZES, 60_000), [*once, values("mili", "success")]),
+        ("rounds of 20,000", (20_000, 40_000, 60_000), again),
+    ):
+        mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
+        axis.errorbar(np.array(sizes[: len(each)]) / 1000, mean, error, capsize=3, label=label)
     axis.set(xlabel="trials, thousands", ylabel="success on unseen test tasks", ylim=(0, None))
     axis.grid(alpha=0.3)
+    axis.legend()
     save(figure, "mili_trials")
 
 
