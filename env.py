@@ -947,6 +947,11 @@ class Kitchen:
             slots.append(rests & (apart < room[:, j]) & (rise[:, i] > 0.03))
         return np.stack(slots, 1) & self.allowed(ids)
 
+    def judge_anew(self, ids):
+        """From here on, as if these episodes began now: what was done before counts no more."""
+        self.start[ids] = self.place[ids].reshape(-1, 9)
+        self.memory[ids, 9:17] = 0  # rise, depth and touched
+
     def succeeded(self):
         """Has each robot done its own task?  [n]"""
         return self.achieved()[np.arange(self.n), [task.slot for task in self.tasks]]

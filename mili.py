@@ -41,7 +41,8 @@ Departures from the paper, and what it leaves open:
     told from a turn towards that yaw.  f learns to find the gripper, and looks closely there, too.
  9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
     is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
-    shown.  So parts of what stands still are replaced by what stands still in others, half of the
+    shown.  So parts of what stands still are replaced by what stands still in others (of another
+    pair for each of the two of a pair, or it would tell f that they belong together), half of the
     batches are mirrored, left for right, and in three of four all colours are turned.
 10. A demonstration is cloned until its task is done, a trial until all is that it achieved.  What
     follows looks like what came before: robots stood still above a button that they had not
@@ -55,7 +56,8 @@ Departures from the paper, and what it leaves open:
     first and last among them: rather many episodes in a batch than many frames of one.
 13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
 14. Who was of no use is driven home by a script and tries again from what it has left, up to
-    --tries times in a row.  Only the try that was of use is learned from, its way home included:
+    --tries times in a row.  Each is judged by itself, from when it was home.  Only the try that
+    was of use is learned from, its way home included:
     demonstrations do not fail, so those who learn from them alone know no way back; and most
     starts are either known already or are not, so that whatever is useful comes from those that
     are.
@@ -104,14 +106,14 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "lr": ("Adam's step", 1e-3, 1e-3, 5e-4),
     "lr_end": ("part of it that is left at the end of each training", 1.0, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
-    "updates": ("of the networks from the demonstrations", 20, 3_500, 50_000),
+    "updates": ("from the demonstrations; the paper's are its authors' code's", 20, 3_500, 5_000),
     "rounds": ("of trials", 1, 1, 1),
     "trials": ("B: tries in a round, whole chunks of --robots times --tries", 16, 6_000, 60_000),
     "tries": ("of a robot in a row, until one is useful", 1, 3, 1),
     "elsewhere": ("part of the trials in scenes that are not the demonstration's", 0.0, 0.5, 0.5),
     "alpha": ("α: pairs are more alike than this; 0: what is best on validation tasks",)
     + (0.0, 0.0, 0.9),
-    "retrain": ("updates from demonstrations and trials, after each round", 20, 3_000, 50_000),
+    "retrain": ("updates from demonstrations and trials, after each round", 20, 3_000, 5_000),
     "share": ("part of a batch that is trials, then", 0.5, 0.5, 0.5),
     "memory_gb": ("for the trials' images; trials beyond that are left out", 1.0, 6.0, 32.0),
     "actors": ("processes that try, and render; 0: one process does all in turn", 0, 2, 16),
@@ -120,7 +122,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
     "threads": ("of the learner on a cpu", 1, 2, 2),
     "log_every": ("updates or trials between rows of metrics.csv", 10, 200, 1_000),
-    "eval_every": ("between evaluations", 20, 2_000, 10_000),
+    "eval_every": ("between evaluations", 20, 2_000, 1_000),
     "eval_episodes": ("of each validation task, in each of them", 1, 1, 1),
     "validation": ("of each validation task, at the end", 1, 10, 10),
 }
@@ -152,6 +154,7 @@ MIRROR = {  # left for right
 }  # fmt: skip
 BACK = 8  # steps in which a gripper goes home before it tries again
 PARTNERS = 8  # of a trial that are kept: those that are most alike
+SCENES = 150  # the first so many are those of training tasks
 
 
 # --------------------------------------------------------------------------------------------
@@ -219,8 +222,8 @@ class Library:
     """Episodes' frames one after the other, images in shared memory.
 
     image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M], ahead [M, 5, 2] on the table,
-    turned [M, 2]; first and length of each episode; table [H, W, 3], empty.  An episode's last
-    frame has its last action again.
+    turned [M, 2]; first and length of each episode.  An episode's last frame has its last action
+    again.
     """
 
     def __init__(self, config, episodes, what):
@@ -239,12 +242,12 @@ class Library:
         scene = np.repeat([e["scene"] for e in episodes], length)
         self.image = render(config, states, scene, what)
         some = self.first[np.linspace(0, len(self) - 1, min(len(self), 500)).astype(int)]
-        self.table = np.uint8(np.median(self.image[some], 0))
+        home = np.uint8(np.median(self.image[some], 0))  # the table, and a gripper that begins
         then, at = [], []
         for e, n in zip(self.first, length, strict=True):
             path = self.pose[e : e + n, :3]
             then.append(e + ahead(path[:, 2]))
-            at.append(things(path, moved(self.image[e : e + n], self.table)))
+            at.append(things(path, moved(self.image[e : e + n], home)))
         then, self.yaw = np.concatenate(then), self.pose[:, 5]
         self.ahead = np.concatenate([self.pose[then, :2], np.concatenate(at)], 1)
         self.turned = twice(self.yaw[then[:, 1]])
@@ -304,9 +307,9 @@ def things(path, mask, much=0.03):
     return np.stack([touched + off[0], np.tile(xy[end] + off[1], (len(z), 1))], 1)
 
 
-def moved(images, table, much=24):
+def moved(images, home, much=24):
     """Where an episode's first image shows something, and later ones something else.  [H, W]"""
-    something = np.abs(images[0].astype(int) - table).max(2) > much
+    something = np.abs(images[0].astype(int) - home).max(2) > much
     return something & (images != images[0]).any((0, 3))
 
 
@@ -439,8 +442,14 @@ def mingle(batch, table, rng):
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
     part = still & ~near.any(1) & (inside ^ (rng.random((E, 1, 1)) < 0.5))
     scenery = np.where(still[..., None], first, table)
-    other = np.roll(scenery, 2 * rng.integers(1, E // 2), 0)  # of another pair
+    pairs = scenery.reshape(-1, 2, H, W, 3)  # the two of a pair get others' of two pairs
+    shifts = rng.choice(np.arange(1, E // 2), 2, replace=E < 6)
+    other = np.stack([np.roll(pairs[:, k], shifts[k], 0) for k in (0, 1)], 1).reshape(first.shape)
     batch["image"] = np.where(part[:, None, ..., None], other[:, None], image).reshape(shape)
+
+
+def empty_table(size):
+    return env.scene_camera(0, size, False).bright.reshape(size, size, 3)
 
 
 def misjudge(batch, rng):
@@ -636,11 +645,11 @@ def act(agent, images, pose, f, rng):
     return action.cpu().numpy(), (end > SURE).cpu().numpy()
 
 
-def attempt(agent, world, f, rng, stop=None, watch=None, back=False):
+def attempt(agent, world, f, rng, stop=None, back=False):
     """Every robot acts on its embedding, until it says that it is done; goes home first, if `back`.
 
-    Episodes, or None if `stop` is asked for; each with what it has achieved at its end, and the
-    first step after which that was so.
+    Episodes, or None if `stop` is asked for; each with what it has achieved at its end, since it
+    was home, and the first step after which that was so.
     """
     if agent.config.method == "bc":
         f = np.zeros_like(f)
@@ -650,8 +659,7 @@ def attempt(agent, world, f, rng, stop=None, watch=None, back=False):
     while len(ids := np.flatnonzero((left > 0) & (length < world.horizon))):
         if stop and stop.asked:
             return None
-        if watch:
-            watch(world, ids)
+        world.judge_anew(np.flatnonzero(back & (length == BACK)))
         pose = world.pose()
         action = pose.copy()
         action[ids], done = act(
@@ -659,9 +667,10 @@ def attempt(agent, world, f, rng, stop=None, watch=None, back=False):
         )
         env.check(np.isfinite(action).all(), "actions are not finite: train with a lower --lr")
         homeward = back & (length < BACK)
-        action[homeward] = HOME
-        high = pose[:, 2] > HOME[2] - REACH[2]
-        action[homeward & ~high, :2] = pose[homeward & ~high, :2]  # straight up at first
+        low = pose[:, 2] < HOME[2] - REACH[2]
+        way = np.clip(HOME - pose, -REACH, REACH)
+        way[low, :2] = 0  # straight up at first
+        action[homeward] = (pose + way)[homeward]
         action = np.clip(action, world.low, world.high).astype(np.float32)
         world.step(action, ids)  # who is done stays as it is
         length[ids] += 1
@@ -669,7 +678,7 @@ def attempt(agent, world, f, rng, stop=None, watch=None, back=False):
         before, told = pose, action[:, 6]
         states.append(world.get_state())
         actions.append(action)
-        achieved.append(world.achieved())
+        achieved.append(world.achieved() & ~homeward[:, None])
     states, actions, achieved = (np.stack(rows, 1) for rows in (states, actions, achieved))
     since = (achieved >= achieved[:, -1:]).all(2).argmax(1) + 1
     return [
@@ -708,18 +717,14 @@ class Collector:
         world = env.Kitchen(n, int(rng.integers(2**32)), obs="features", size=config.size)
         task = np.zeros(n, int)
         for left in reversed(range(config.tries)):
-            other, away = rng.integers(150, size=n), rng.random(n) < config.elsewhere
+            other, away = rng.integers(SCENES, size=n), rng.random(n) < config.elsewhere
             drawn = rng.integers(len(self.scenes) // config.per_task, size=n)
             task = np.where(fresh, drawn, task)  # sample training task, and demo d from D_i
             demo = task * config.per_task + rng.integers(config.per_task, size=n)
             scene = np.where(away, other, self.scenes[demo])[fresh]
             world.reset(np.flatnonzero(fresh), [env.Task(int(number), 0) for number in scene])
             trials = attempt(self.agent, world, self.f[demo], rng, back=~fresh)  # τ_n, π(a | o, d)
-            fresh = [  # F(τ_n), for what is achieved by going home shows nobody anything
-                trial["achieved"].any() and (new or trial["since"] > BACK)
-                for trial, new in zip(trials, fresh, strict=True)
-            ]
-            fresh = np.array(fresh)
+            fresh = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
             useful += [ended(trials[k]) for k in np.flatnonzero(fresh)]
             if not left:  # before all are counted: who is done with them ends the actors
                 save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
@@ -729,9 +734,9 @@ class Collector:
 
 def awake(trial):
     """Without the steps in which nothing moved: who has no memory must not learn to wait."""
-    moved = (np.abs(np.diff(poses(trial["states"]), axis=0)) > REACH / 30).any(1)
-    moved[0] |= not moved.any()
-    states, actions = trial["states"][np.append(moved, True)], trial["actions"][moved]
+    going = (np.abs(np.diff(poses(trial["states"]), axis=0)) > REACH / 30).any(1)
+    going[0] |= not going.any()
+    states, actions = trial["states"][np.append(going, True)], trial["actions"][going]
     return trial | {"states": states, "actions": actions}
 
 
@@ -884,8 +889,6 @@ class Run:
             self.load(state)
         elif config.start:
             self.meta = first_policy(config)
-            fits = len(self.meta) == len(self.agent.weights())
-            env.check(fits, f"--start {config.start}: its first policy is of other networks")
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")
@@ -917,7 +920,7 @@ class Run:
         if what == "pairs":
             return self.find_pairs(iteration)
         if iteration and self.trials is None:
-            self.recall(iteration)
+            self.read_pairs(iteration)
         if done == 0:
             self.agent.begin()
         self.learn(iteration, done / length)
@@ -939,7 +942,7 @@ class Run:
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
         if config.anew == "yes":
-            mingle(batch, self.demos.table, rng)
+            mingle(batch, empty_table(config.size), rng)
             vary(batch, rng)
         batch["hand"] = seen_at(config.size, batch["pose"][..., :3])  # where an image shows it
         misjudge(batch, rng)
@@ -1001,11 +1004,12 @@ class Run:
                 lost = f"{path} is missing or damaged: restore it, or begin a new run"
                 env.check(more is not None, lost)
                 trials, tried = trials + more, tried + in_chunk(config)
-        env.check(len(trials) > 1, f"of {tried} trials, {len(trials)} did anything useful: train "
-                  "longer before them (--updates) or try more (--trials)")  # fmt: skip
+        env.check(len(trials) > 1, f"of {tried} trials, {len(trials)} did anything useful: begin "
+                  "a run that learns longer (--updates) or tries more (--trials)")  # fmt: skip
         ends = np.cumsum([len(t["states"]) for t in trials])
         kept = int((ends * 3 * config.size**2 <= self.budget).sum())
-        env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials; raise it")
+        stay = f"the trials stay, --start {self.folder} takes them over"
+        env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials; raise it: {stay}")
         return [awake(trial) for trial in trials[:kept]], len(trials), tried
 
     def find_pairs(self, iteration):
@@ -1022,10 +1026,10 @@ class Run:
         f = self.agent.embed(self.trials)
         self.partners, self.many, worth = pair(config.method, f, self.trials.what, alpha, rng)
         best = (f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)].max()
-        advice = "no two trials have a task in common: raise --trials"
+        advice = "no two trials have a task in common: begin a run that tries more (--trials)"
         if config.method == "mili":
             advice = f"no two trials are more alike than α = {alpha:.2f}, the most alike of the "
-            advice += f"first have {best:.2f}: lower --alpha"
+            advice += f"first have {best:.2f}: lower --alpha; --start {self.folder} takes them over"
         env.check(worth["pairs"] > 0, advice)
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
         path = self.folder / f"pairs{iteration}.npz"
@@ -1040,7 +1044,7 @@ class Run:
             f"alike, {100 * worth['kept_precision']:.0f} %"
         )
 
-    def recall(self, iteration):
+    def read_pairs(self, iteration):
         """Go on with pairs that were found before."""
         trials, _, _ = self.read_trials(iteration)
         self.trials = Library(self.config, trials, "trials as images")
@@ -1108,11 +1112,11 @@ class Run:
         same = self.mark == state["mark"]
         env.check(same, f"the run was trained on other demonstrations than {self.config.demos} has")
         self.agent.load(state["learners"][0]["agent"])
-        self.meta = state["meta"]
+        self.meta, self.facts = state["meta"], state["facts"]
 
     def load(self, state):
         self.load_policies(state)
-        self.steps, self.facts = int(state["board"]["steps"].sum()), state["facts"]
+        self.steps = int(state["board"]["steps"].sum())
         self.updates, self.losses, self.since = (state[k] for k in ("updates", "losses", "since"))
 
     def close(self):
@@ -1130,6 +1134,8 @@ def completed(config):
     d4pg.check_flags(config, FLAGS, LIMITS)
     known = config.method in METHODS
     env.check(known, f"--method is {config.method!r}; it is one of {', '.join(METHODS)}")
+    tries = config.method not in ("meta", "bc") or not config.start
+    env.check(tries, f"--method {config.method} has no trials to take over; leave out --start")
     env.check(config.anew in ("yes", "no"), f"--anew is {config.anew!r}; it is yes or no")
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.share < 1 and config.batch - round(config.share * config.batch) >= 2
@@ -1150,7 +1156,8 @@ def first_policy(config):
     return weights
 
 
-TRIED_WITH = ("size", "frames", "robots", "tries")
+TRIED_WITH = ("tasks", "per_task", "size", "frames", "channels", "components", "anew", "updates",
+              "robots", "tries", "elsewhere")  # fmt: skip
 
 
 def make_missing(config):
@@ -1172,14 +1179,16 @@ def make_run(config):
 def table(folder, config, results):
     """Success by family: of a run, of its first policy, and of what lies beside it in runs/.
 
-    Beside it is what has the same flags, but for the method, and was judged by as many episodes.
+    Beside it is what has the same flags, but for the method, and was judged by as many episodes
+    of the same split.
     """
     (judged,) = (name for name in results if name.endswith("_episodes"))
     columns = {config.method: results}
     if config.method != "bc":
         first = {name: results["meta_" + name] for name in ("success", *env.FAMILIES)}
         columns.setdefault("meta", first)
-    for path in sorted(Path(folder).parent.glob("*/results.json")):
+    beside = Path(folder).parent
+    for path in sorted([*beside.glob("*/results.json"), *beside.glob("*/eval*.json")]):
         try:
             found = json.loads(path.read_text())
             other = json.loads(path.with_name("config.json").read_text())

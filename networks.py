@@ -14,10 +14,11 @@ Departures from the papers, and what they leave open:
     that give the stated 1.6 and 22 million parameters for two RGB images of 128 x 128.
  3. Convolutions may compute in bfloat16 (--half).
  4. On features there are no images to look at: two layers of 256, and no encoder.
- 5. MILI's paper names its layers but not their sizes; these are of the network its authors
-    published (tensor2robot: five convolutions of 32 channels, a spatial softmax, temporal
-    convolutions, two layers, a mixture).  Here the policy's spatial softmaxes look for what the
-    demonstration's embedding and the gripper's pose ask for, in maps as fine as half of the image,
+ 5. MILI's paper names its layers but not their sizes; the network its authors published
+    (tensor2robot) has five convolutions of 32 channels, a spatial softmax, a temporal convolution
+    over 10 frames, two layers of 100, a mixture.  Here are four such convolutions, and over 5
+    frames, for smaller images and fewer frames, and layers of 256.  The policy's softmaxes look for
+    what the embedding and the gripper's pose ask for, in maps as fine as half of the image,
     and tell beside where it is on the table what is there: AIMS of them by the surroundings of
     the hottest cell alone.  A softmax keeps no picture, so three convolutions more see FOVEA
     pixels around one of them, and tell where exactly the gripper comes down there, and how it is

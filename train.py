@@ -153,7 +153,8 @@ def work(run, folder, config, resume, tensorboard, stop):
     clock = time.monotonic()
     try:
         state = load_newest(folder) if resume else None
-        if state and int(state["board"]["steps"].sum()) >= run.config.steps:
+        ended = state and int(state["board"]["steps"].sum()) >= run.config.steps
+        if ended and (folder / "results.json").exists():  # else it was killed in its report
             once = getattr(config, "method", "") in ("meta", "bc")
             env.check(not once, f"all updates are taken: python train.py eval {folder}")
             flag = "rounds" if config.algorithm == "mili" else "steps"
@@ -219,11 +220,11 @@ class Bar:
         self.bar.close()
 
 
-def report(folder, config, run, episodes):
-    """What a run has come to: a table, results.json, curves.png and films."""
+def report(folder, config, run, episodes, name="results"):
+    """What a run has come to: a table, a file of its numbers, curves.png and films."""
     results = run.evaluate(episodes)
     text = json.dumps(rounded(results))
-    env.write_atomically(folder / "results.json", lambda file: file.write(text.encode()))
+    env.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
     if config.algorithm == "mili":
         print("", *mili.table(folder, config, results), sep="\n")
     else:
@@ -414,7 +415,8 @@ def measure(args):
         if args.demo:
             results = imitate_file(args, run)
         else:
-            results = report(folder, config, run, args.episodes)
+            name = "eval-test" if args.split == "test" else "eval"
+            results = report(folder, config, run, args.episodes, name)
     print(json.dumps({"run": str(folder), "steps": steps} | rounded(results)))
 
 

@@ -29,19 +29,22 @@ def hardware():
 def run_once(results, name, command, seed, options="", after=None):
     """One run, from its command to its two files in results/; `options` are those of eval.
 
-    One that was stopped goes on.
+    One that was stopped goes on, if the code is still what it was begun with.
     """
     out = results / f"{name}-{seed}"
     if out.with_suffix(".json").exists():
         return
-    folder = Path(f"runs/{out.name}")
+    folder, begun = Path(f"runs/{out.name}"), Path(f"runs/{out.name}.json")
     words = [sys.executable, "train.py", *command.split(), "--seed", str(seed)]
     rare = [] if "--save_minutes" in command else ["--save_minutes", "1000"]
     words = [*words, "--out", str(folder), *rare]
     facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
              "hardware": hardware()}  # fmt: skip
     if folder.exists():
+        if json.loads(begun.read_text()) != facts:
+            raise SystemExit(f"{folder} was begun otherwise, see {begun}: delete both")
         words = [*words[:3], "--resume", str(folder)]
+    begun.write_text(json.dumps(facts, indent=1) + "\n")
     with open(f"runs/{out.name}.log", "a") as log:
         if not (folder / "results.json").exists():
             subprocess.run(words, check=True, stdout=log, stderr=log)

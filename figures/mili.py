@@ -30,7 +30,8 @@ LEARN = f"--updates 6000 --retrain 6000 {ONE_CORE}"
 FULL = f"mili --trials 60000 {LEARN}"
 THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
-FIRST = "--start runs/trials_40000-{seed}"
+SAME = "--start runs/trials_40000-{seed}"
+FIRST = {"meta": "mili", "first": "trials_40000"}  # policies, and the runs that begin with them
 RUNS = {
     "mili": FULL,
     "bc": f"{FULL} --method bc",
@@ -39,14 +40,15 @@ RUNS = {
     "random": f"{FULL} --method random {THEIRS}",
     "trials_40000": f"mili --trials 40000 {LEARN}",
     # the first of those, from the first policy that tried them:
-    "trials_20000": f"mili --trials 20000 {LEARN} {FIRST}",
-    "trials_10000": f"mili --trials 10000 {LEARN} {FIRST}",
+    "trials_20000": f"mili --trials 20000 {LEARN} {SAME}",
+    "trials_10000": f"mili --trials 10000 {LEARN} {SAME}",
     # another 20,000 by the policy that these have made, and another by that one:
-    "rounds_2": f"mili --trials 20000 --rounds 2 {LEARN} {FIRST}",
-    "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {FIRST}",
-    # what limits it: is it training longer, what could trials teach at most (were they of all
-    # tasks, and perfect), and how much has departure 9 taught already?
-    "longer": f"mili --method meta --updates 12000 {ONE_CORE}",
+    "rounds_2": f"mili --trials 20000 --rounds 2 {LEARN} {SAME}",
+    "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {SAME}",
+    # is it the trials?  As many updates more, from the same first policy, of demonstrations alone:
+    "longer": f"mili --trials 10000 --share 0 {LEARN} {SAME}",
+    # what could trials teach at most (were they of all tasks, and perfect), and how much has
+    # departure 9 taught already?
     "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
     "plain": f"{FULL} --anew no",
 }
@@ -54,7 +56,7 @@ NAMES = {"bc": "behaviour cloning", "meta": "meta-imitation", "random": "random 
          "mili": "MILI", "oracle": "oracle pairs", "longer": "meta-imitation, twice as long",
          "all_tasks": "20,800 demonstrations, no trials"}  # fmt: skip
 ROUNDS = ("rounds_2", "rounds_3")
-PAPER = {"mili_success": "0.327", "meta_success": "0.239", "oracle_success": "0.337"}
+PAPER = {f"{name}_success": mili.PAPER[name] for name in ("meta", "mili", "oracle")}
 PAPER |= {"mili_relative_gain": "0.368", "mili_over_oracle": "0.97"}
 
 
@@ -65,28 +67,39 @@ def pairing(folder, _):
     return {name: float(last[name]) for name in mili.FACTS if last[name] not in ("", "nan")}
 
 
-def values(name, column):
-    """Of each seed of a run, meta-imitation being what MILI's is before its trials."""
-    run, prefix = ("mili", "meta_") if name == "meta" else (name, "")
-    return np.array([fact[prefix + column] for fact in read(RESULTS, run)[0]])
+def facts_of(name):
+    """Of each seed; a first policy's are those of the run that goes on from it."""
+    first = name in FIRST
+    found = {}
+    for fact in read(RESULTS, FIRST.get(name, name))[0]:
+        columns = ("success", *env.FAMILIES) if first else ()
+        found[fact["seed"]] = fact | {column: fact["meta_" + column] for column in columns}
+    return found
 
 
-def own(name):
-    """The run that a number is read from."""
-    return "mili" if name == "meta" else name
+def seeds_of(*names):
+    """Those that all of these have."""
+    return sorted(set.intersection(*(set(facts_of(name)) for name in names)))
+
+
+def values(name, column, seeds=None):
+    facts = facts_of(name)
+    return np.array([facts[seed][column] for seed in (facts if seeds is None else seeds)])
 
 
 def ready(*names):
-    """Three seeds at least of each: no claim by chance."""
-    return all(len(read(RESULTS, own(name))[0]) >= 3 for name in names)
+    """Three seeds at least that each has: no claim by chance."""
+    return len(seeds_of(*names)) >= 3
 
 
 def claims():
     """What is measured, beside the paper; each with how to measure it again."""
     found = []
 
-    def add(name, run, each, ours=None):
-        found.append(claim(name, PAPER.get(name), read(RESULTS, own(run))[0], each, ours))
+    def add(name, run, each, ours=None, seeds=None):
+        facts = facts_of(run)
+        facts = [facts[seed] for seed in (facts if seeds is None else seeds)]
+        found.append(claim(name, PAPER.get(name), facts, each, ours))
 
     columns = {"": "success"} | {f"_{family}": family for family in env.FAMILIES}
     for name in filter(ready, NAMES):
@@ -97,13 +110,15 @@ def claims():
         ("mili_relative_gain", "mili", "meta", 1),
         ("mili_over_oracle", "mili", "oracle", 0),
         ("all_tasks_relative_gain", "all_tasks", "meta", 1),
+        ("longer_relative_gain", "longer", "first", 1),
+        ("mili_over_longer", "trials_40000", "longer", 0),
     ):
         for end, column in columns.items() if ready(above, below) else ():
-            ours, theirs = values(above, column), values(below, column)
-            seeds = min(len(ours), len(theirs))
-            ours, theirs = ours[:seeds], theirs[:seeds]
+            seeds = seeds_of(above, below)
+            ours, theirs = (values(name, column, seeds) for name in (above, below))
             if (theirs > 0).all():
-                add(title + end, above, ours / theirs - less, ours.mean() / theirs.mean() - less)
+                of_means = ours.mean() / theirs.mean() - less
+                add(title + end, above, ours / theirs - less, of_means, seeds)
     for size in (*SIZES, 60_000):
         run = f"trials_{size}" if size in SIZES else "mili"
         if ready(run):
@@ -168,8 +183,7 @@ def draw_trials():
     None: the first policies of those with 40,000, from which all but those with 60,000 come.
     """
     figure, axis = plt.subplots(figsize=(5, 3.4))
-    first = values("trials_40000", "meta_success")
-    once = [first, *(values(f"trials_{size}", "success") for size in SIZES)]
+    once = [values("first", "success"), *(values(f"trials_{size}", "success") for size in SIZES)]
     again = [values(run, "success") for run in ("trials_20000", *filter(ready, ROUNDS))]
     for label, sizes, each in (
         ("one round", (0, *SIZES, 60_000), [*once, values("mili", "success")]),
@@ -177,6 +191,9 @@ def draw_trials():
     ):
         mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
         axis.errorbar(np.array(sizes[: len(each)]) / 1000, mean, error, capsize=3, label=label)
+    if ready("longer"):
+        label = "none, learned for as long"
+        axis.axhline(values("longer", "success").mean(), color="grey", ls=":", label=label)
     axis.set(xlabel="trials, thousands", ylabel="success on unseen test tasks", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend()

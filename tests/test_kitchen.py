@@ -358,6 +358,23 @@ def test_pushed_means_slid_4_cm_to_the_other():
     assert achieved(world) == {("push", i, j)}
 
 
+def test_who_is_judged_anew_does_not_go_on_with_what_was_done_before():
+    """Pushed 3.9 cm, then 1 cm more: a push at once, none in two episodes; 4.1 cm more is one."""
+    world, i, j, pair = push_scene()
+    start = world.start[0].reshape(3, 3).copy()
+    rearrange(world, {i: start[i] + [0.039, 0, 0]}, {pair: 1, DEPTH: 0.012})
+    assert achieved(world) <= {("press", 0)}
+    for anew in (False, True):
+        if anew:
+            rearrange(world, {i: start[i] + [0.039, 0, 0]})
+            world.judge_anew([0])
+            assert not achieved(world)  # the button was pressed before, too
+        rearrange(world, {i: start[i] + [0.049, 0, 0]}, {pair: 1})
+        assert (("push", i, j) in achieved(world)) != anew
+    rearrange(world, {i: start[i] + [0.080, 0, 0]}, {pair: 1})
+    assert achieved(world) == {("push", i, j)}
+
+
 def test_two_millimetres_beside_is_not_touching():
     world, i, j, _ = push_scene()
     start, seen = world.start[0].reshape(3, 3), []

@@ -485,6 +485,44 @@ def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere()
     assert 0.2 < often.mean() < 0.7
 
 
+def test_two_that_belong_together_do_not_get_the_same_scenery():
+    """Or it would tell f who they are; four pairs of flat colours, each episode's gripper moves."""
+    image = np.zeros((4, 2, 3, 32, 32, 3), np.uint8)
+    image += np.arange(10, 90, 10, dtype=np.uint8).reshape(4, 2, 1, 1, 1, 1)
+    ahead, seen = np.full((4, 2, 3, 5, 2), 9.0), set()
+    for seed in range(100):
+        batch = {"image": image.copy(), "ahead": ahead}
+        mili.mingle(batch, image[0, 0, 0], np.random.default_rng(seed))
+        donor = lambda one, k: {int(x) // 10 - 1 for x in np.unique(one)} - {k}
+        for k, two in enumerate(batch["image"]):
+            theirs = [{x // 2 for x in donor(one, 2 * k + i)} for i, one in enumerate(two)]
+            assert k not in theirs[0] | theirs[1]
+            assert not theirs[0] & theirs[1]
+            seen |= {(k, x) for x in theirs[0]}
+    assert len(seen) == 4 * 3  # any other pair's
+
+
+def test_the_mirror_is_where_the_image_has_it():
+    """A gripper alone before the table, turned and tilted: mirrored, its outline is mirrored."""
+    world, task = env.Kitchen(1, obs="features", size=128), env.tasks_of("train")[0]
+    state, table = world.get_state(), mili.empty_table(128).astype(int)
+    state[0, 9:30] = np.tile([0, 0, -9, 1, 0, 0, 0], 3)  # its things are away
+    state[0, world.physics.motion : -env.MEMORY].reshape(2, 3)[:, 2] = -9
+
+    def outline(pose):
+        state[0, 1:8], state[0, 8] = pose * env.Kitchen.JAW, pose[6] * env.Kitchen.JAW[6]
+        return abs(world.render(state, [task])[0] - table).max(2) > 20  # the lamp: 11
+
+    mirror = mili.MIRROR["action"]
+    for pose in ([0.1, -0.05, 0.12, 0.5, -0.4, 0.5, 0.5], [-0.1, 0.1, 0.1, -0.4, 0.4, 0.5, 0.5]):
+        mirrored = outline(pose)[:, ::-1]
+        assert mirrored.sum() > 500
+        off = (outline(pose * mirror) ^ mirrored).sum()
+        for k in (0, 3, 4, 5):  # x, roll, pitch and yaw: any other sign is wrong
+            wrong = mirror * np.where(np.arange(7) == k, -1, 1)
+            assert (outline(pose * wrong) ^ mirrored).sum() > 5 * off
+
+
 def test_a_third_of_a_turn_exchanges_colours():
     turn = mili.hues(2 * np.pi / 3)
     np.testing.assert_allclose(sorted(turn.ravel()), [0] * 6 + [1] * 3, atol=1e-6)
@@ -534,7 +572,7 @@ def test_what_is_touched_is_what_the_task_is_about(begun):
 
 
 def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
-    library, camera = begun().demos, env.scene_camera(0, 64, False)
+    library = begun().demos
     for first, length in zip(library.first, library.length, strict=True):
         z = library.pose[first : first + length, 2]
         for t in range(length):
@@ -545,8 +583,6 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
             yaw = library.pose[first + then[1], 5]
             twice = [np.cos(yaw) ** 2 - np.sin(yaw) ** 2, 2 * np.cos(yaw) * np.sin(yaw)]
             np.testing.assert_allclose(library.turned[first + t], twice, atol=1e-6)
-            shadow = camera.project(np.concatenate([xy, [[0]] * 3], 1))
-            np.testing.assert_allclose(mili.in_image(64, xy), shadow, atol=1e-6)
 
 
 # -- trials
@@ -627,15 +663,41 @@ def test_who_goes_home_rises_opens_its_jaws_and_then_goes_on(begun, monkeypatch)
     assert abs(home[-1, :3] - mili.HOME[:3]).max() > 0.1  # it acts again
 
 
-def test_who_was_of_no_use_tries_again_where_it_stands(begun, monkeypatch, tmp_path):
-    """Robots 1 and 3 succeed at once, 0 at its second try, 2 never; others begin anew.
+def test_what_was_done_before_going_home_is_not_what_a_try_achieves(begun, monkeypatch):
+    """Two robots have pressed one button and go home; then one of them presses the other."""
+    scene = next(task.scene for task in env.tasks_of("train") if task.family == "press")
+    world = env.Kitchen(3, 3, obs="features", size=32, tasks=[env.Task(scene, 0)] * 3)
+    assert world.allowed()[:, :2].all()
+    aside = np.tile(np.float32([0.2, 0.1, 0.1, 0, 0, 0, 0.1]), (3, 1))
+    for _ in range(10):
+        world.step(aside)
+    world.depth[:, 0] = 0.012
+    goal = world.buttons()[0, 1]
 
-    What robot 2 achieves by going home is not its policy's: it shows nobody anything.
-    """
+    def act(agent, images, pose, f, rng):
+        """The first goes over the second button, and down; the others stay."""
+        action = pose[:, :7].copy()
+        over = np.hypot(*(goal - pose[0, :3])[:2]) < 0.003
+        action[0] = [*goal[:2], 0.012 if over else 0.1, 0, 0, 0, 0]
+        return action, np.arange(len(f)) > 0
+
+    monkeypatch.setattr(mili, "act", act)
+    f, back = np.zeros((3, 32), np.float32), np.array([True, True, False])
+    trials = mili.attempt(begun().agent, world, f, None, back=back)
+    done = [np.flatnonzero(trial["achieved"]).tolist() for trial in trials]
+    assert done == [[1], [], [0]]  # who did not go home goes on with its episode
+    assert trials[0]["since"] > mili.BACK
+    moves = np.diff(mili.poses(trials[0]["states"]), axis=0)[: mili.BACK]
+    asked = trials[0]["actions"][: mili.BACK] - mili.poses(trials[0]["states"])[: mili.BACK]
+    assert abs(moves).max() > 0.02
+    assert (abs(asked) <= mili.REACH * 1.001).all()  # as the operator's: a step at a time
+
+
+def test_who_was_of_no_use_tries_again_where_it_stands(begun, monkeypatch, tmp_path):
+    """Robots 1 and 3 succeed at once, 0 at its second try, 2 never; others begin anew."""
     run, seen = begun(tries=3, updates=2, trials=12, elsewhere=0.5), []
     run.folder, begin = tmp_path, []
-    useful = iter([[1, 3], [0, 1, 2, 3], [0, 1, 3]])
-    since = np.array([1, 1, 0, 1]) + mili.BACK
+    useful = iter([[1, 3], [0, 1, 3], [0, 1, 3]])
 
     def attempt(agent, world, f, rng, back):
         seen.append((back.tolist(), f.copy(), [task.scene for task in world.tasks]))
@@ -644,7 +706,7 @@ def test_who_was_of_no_use_tries_again_where_it_stands(begun, monkeypatch, tmp_p
         done = np.isin(np.arange(4), next(useful))
         trial = {"states": begin[-1][:, None].repeat(2, 1), "actions": np.zeros((4, 1, 7))}
         return [{name: rows[i] for name, rows in trial.items()} | {
-            "scene": world.tasks[i].scene, "since": since[i],
+            "scene": world.tasks[i].scene, "since": 1,
             "achieved": done[i] & (np.arange(len(env.SLOTS)) == 0)} for i in range(4)]  # fmt: skip
 
     monkeypatch.setattr(mili, "attempt", attempt)
@@ -915,6 +977,22 @@ def test_a_damaged_chunk_is_told_once_its_trials_were_counted(begun):
         run.round()
 
 
+def test_of_more_trials_than_memory_holds_the_newest_are_kept(begun):
+    """Of two rounds of sixteen as many as fit: all of the second, some of the first."""
+    run = begun(rounds=2)
+    as_trials(run, run.episodes)
+    shutil.copytree(run.folder / "trials/1", run.folder / "trials/2")
+    path = run.folder / "trials/2" / mili.chunk_name(0)
+    newest = mili.load_trials(path)
+    mili.save_trials(path, [trial | {"scene": 99} for trial in newest])
+    length = [len(episode["states"]) for episode in run.episodes]
+    run.config.memory_gb = 3 * run.config.size**2 * (sum(length) + sum(length[:5]) + 1) / 1e9
+    trials, useful, tried = run.read_trials(2)
+    assert (len(trials), useful, tried) == (len(length) + 5, 2 * len(length), 32)
+    new = [trial["scene"] == 99 for trial in trials]
+    assert new == [k < len(newest) for k in range(len(trials))]
+
+
 def test_of_many_trials_alike_each_is_drawn_as_rarely(begun):
     """Ninety that are alike together as often as ten, and those without a partner never."""
     run = begun()
@@ -926,23 +1004,28 @@ def test_of_many_trials_alike_each_is_drawn_as_rarely(begun):
 
 
 def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
-    """All phases, a table and pictures; a stopped run goes on to the same end."""
+    """All phases, a table and pictures; who stops in each, and adds a round, comes to the same."""
     pytest.importorskip("matplotlib")
     attempt, ends = mili.attempt, []
     mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}  # all are useful
     all_of_use = lambda *args, **back: [mark(trial) for trial in attempt(*args, **back)]
     monkeypatch.setattr(mili, "attempt", all_of_use)
     flags = ["mili", "--preset", "tiny", "--demos", str(demos), "--eval_every", "1000"]
-    for name, parts in (("whole", [60]), ("parts", [25, 60])):
+    two = ["--rounds", "2"]
+    for name, parts in (  # 20 updates, 16 trials, their pairs, 20 updates; 16 trials and so on
+        ("whole", [(999, two)]),
+        ("parts", [(10, []), (25, []), (45, []), (57, []), (60, two), (80, []), (999, [])]),
+    ):
         out = tmp_path / name
-        for part in parts:
+        for part, more in parts:
             before = mili.Run.finished
             monkeypatch.setattr(mili.Run, "finished", lambda run, part=part: (
                 run.steps >= min(part, run.config.steps)))  # fmt: skip
-            again = ["mili", "--resume", str(out)]
-            train.main(again if out.exists() else [*flags, "--out", str(out)])
+            again = ["mili", "--resume", str(out), *more]
+            train.main(again if out.exists() else [*flags, *more, "--out", str(out)])
             monkeypatch.setattr(mili.Run, "finished", before)
         ends.append(train.load_newest(out))
+    assert len(list((out / "trials/2").iterdir())) == 4
     assert_same(ends[0]["learners"], ends[1]["learners"])
     out = tmp_path / "whole"
     for name in ("curves.png", "embedding.png", "rollouts.gif", "pairs.gif", "pairs1.npz"):
@@ -952,8 +1035,11 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     assert re.search(r"all four families +0\.\d{3} +0\.\d{3}\n", told)
     train.main(["eval", str(out), "--split", "val"])
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    results = json.loads((out / "results.json").read_text())
-    assert {k: line[k] for k in results} == results
+    results, again = (json.loads((out / f"{k}.json").read_text()) for k in ("results", "eval"))
+    assert {k: line[k] for k in results} == results == again
+    (out / "results.json").unlink()  # killed before it could tell
+    train.main(["mili", "--resume", str(out)])
+    assert json.loads((out / "results.json").read_text()) == results
     assert columns(out)[-1] == columns(tmp_path / "parts")[-1]
 
 
@@ -1007,6 +1093,7 @@ def test_what_is_alike_is_near_in_the_picture():
         ({"tasks": 521}, "--tasks is 521; expected a number from 4 to 520"),
         ({"per_task": 3}, "no such file; make some with: python train.py demos --world kitchen"),
         ({"size": 33}, "--size is 33; it has to be even"),
+        ({"start": "x", "method": "bc"}, "--method bc has no trials to take over; leave out"),
         ({"start": "nowhere"}, "--start nowhere: no run that has a first policy"),
     ],
 )
@@ -1040,7 +1127,7 @@ def test_no_useful_trial_or_no_pair_says_what_to_change(begun):
         run.round()
     run.config.method = "oracle"
     as_trials(run, run.episodes[:: run.config.per_task])
-    with pytest.raises(ValueError, match="no two trials have a task in common: raise --trials"):
+    with pytest.raises(ValueError, match=r"no two trials have a task in common: .*--trials"):
         run.round()
     run.config.memory_gb = 1e-6
     with pytest.raises(ValueError, match="--memory_gb 1e-06 holds 0 trials"):
@@ -1067,10 +1154,11 @@ def test_a_run_may_take_over_the_policy_and_trials_of_another(begun, tmp_path):
     for _ in range(3):
         first.round()
     as_trials(first, first.episodes)
-    (first.folder / "config.json").write_text(json.dumps(vars(first.config) | {"robots": 2}))
     second = mili.make_run(SimpleNamespace(**vars(first.config) | {"start": str(first.folder)}))
-    with pytest.raises(ValueError, match="has --robots 2; say so here, too"):
-        second.start()
+    for name, other in (("robots", 2), ("anew", "no"), ("updates", 9)):
+        (first.folder / "config.json").write_text(json.dumps(vars(first.config) | {name: other}))
+        with pytest.raises(ValueError, match=f"has --{name} {other}; say so here, too"):
+            second.start()
     (first.folder / "config.json").write_text(json.dumps(vars(first.config)))
     second.folder = tmp_path / "second"
     second.start()
