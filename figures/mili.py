@@ -173,7 +173,7 @@ def draw_methods():
     axis.set(ylabel="success on unseen test tasks", xticks=range(len(columns)))
     axis.set_xticklabels(["all", *env.FAMILIES])
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(ncols=3, fontsize=8)
+    axis.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
     save(figure, "mili")
 
 
@@ -183,14 +183,14 @@ def draw_trials():
     None: the first policies of those with 40,000, from which all but those with 60,000 come.
     """
     figure, axis = plt.subplots(figsize=(5, 3.4))
-    once = [values("first", "success"), *(values(f"trials_{size}", "success") for size in SIZES)]
-    again = [values(run, "success") for run in ("trials_20000", *filter(ready, ROUNDS))]
-    for label, sizes, each in (
-        ("one round", (0, *SIZES, 60_000), [*once, values("mili", "success")]),
-        ("rounds of 20,000", (20_000, 40_000, 60_000), again),
-    ):
-        mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
-        axis.errorbar(np.array(sizes[: len(each)]) / 1000, mean, error, capsize=3, label=label)
+    lines = {"one round": ["first", *(f"trials_{size}" for size in SIZES), "mili"]}
+    lines["rounds of 20,000"] = ["trials_20000", *filter(ready, ROUNDS)]
+    for label, runs in lines.items():
+        if len(runs) > 1:
+            each = [values(run, "success") for run in runs]
+            mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
+            sizes = [0, 10, 20, 40, 60] if "first" in runs else [20, 40, 60][: len(runs)]
+            axis.errorbar(sizes, mean, error, capsize=3, label=label)
     if ready("longer"):
         label = "none, learned for as long"
         axis.axhline(values("longer", "success").mean(), color="grey", ls=":", label=label)
