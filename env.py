@@ -950,7 +950,7 @@ class Kitchen:
     def judge_anew(self, ids):
         """From here on, as if these episodes began now: what was done before counts no more."""
         self.start[ids] = self.place[ids].reshape(-1, 9)
-        self.memory[ids, 9:17] = 0  # rise, depth and touched
+        self.rise[ids] = self.depth[ids] = self.touched[ids] = 0
 
     def succeeded(self):
         """Has each robot done its own task?  [n]"""

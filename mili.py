@@ -105,7 +105,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "lr": ("Adam's step", 1e-3, 1e-3, 5e-4),
     "lr_end": ("part of it that is left at the end of each training", 1.0, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
-    "updates": ("from the demonstrations; the paper's are its authors' code's", 20, 3_500, 5_000),
+    "updates": ("from demonstrations (paper: as its authors' code has)", 20, 3_500, 5_000),
     "rounds": ("of trials", 1, 1, 1),
     "trials": ("B: tries in a round, whole chunks of --robots times --tries", 16, 6_000, 60_000),
     "tries": ("of a robot in a row, until one is useful", 1, 3, 1),
@@ -441,13 +441,14 @@ def mingle(batch, table, rng):
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
     part = still & ~near.any(1) & (inside ^ (rng.random((E, 1, 1)) < 0.5))
     scenery = np.where(still[..., None], first, table)
-    pairs = scenery.reshape(-1, 2, H, W, 3)  # the two of a pair get others' of two pairs
+    pairs = scenery.reshape(-1, 2, H, W, 3)  # of two others, if there are so many
     shifts = rng.choice(np.arange(1, E // 2), 2, replace=E < 6)
     other = np.stack([np.roll(pairs[:, k], shifts[k], 0) for k in (0, 1)], 1).reshape(first.shape)
     batch["image"] = np.where(part[:, None, ..., None], other[:, None], image).reshape(shape)
 
 
 def empty_table(size):
+    """The image without anything on the table.  [size, size, 3]"""
     return env.scene_camera(0, size, False).bright.reshape(size, size, 3)
 
 
@@ -888,6 +889,8 @@ class Run:
             self.load(state)
         elif config.start:
             self.meta = first_policy(config)
+            fits = len(self.meta) == len(self.agent.weights())
+            env.check(fits, f"--start {config.start}: its first policy is of other networks")
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")

@@ -41,8 +41,8 @@ def run_once(results, name, command, seed, options="", after=None):
     facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
              "hardware": hardware()}  # fmt: skip
     if folder.exists():
-        if json.loads(begun.read_text()) != facts:
-            raise SystemExit(f"{folder} was begun otherwise, see {begun}: delete both")
+        if not begun.exists() or json.loads(begun.read_text()) != facts:
+            raise SystemExit(f"{folder} was begun by other code or flags: delete it first")
         words = [*words[:3], "--resume", str(folder)]
     begun.write_text(json.dumps(facts, indent=1) + "\n")
     with open(f"runs/{out.name}.log", "a") as log:

@@ -69,10 +69,8 @@ def pairing(folder, _):
 
 def facts_of(name):
     """Of each seed; a first policy's are those of the run that goes on from it."""
-    first = name in FIRST
-    found = {}
+    columns, found = ("success", *env.FAMILIES) if name in FIRST else (), {}
     for fact in read(RESULTS, FIRST.get(name, name))[0]:
-        columns = ("success", *env.FAMILIES) if first else ()
         found[fact["seed"]] = fact | {column: fact["meta_" + column] for column in columns}
     return found
 
@@ -84,7 +82,7 @@ def seeds_of(*names):
 
 def values(name, column, seeds=None):
     facts = facts_of(name)
-    return np.array([facts[seed][column] for seed in (facts if seeds is None else seeds)])
+    return np.array([facts[seed][column] for seed in seeds or facts])
 
 
 def ready(*names):
@@ -98,7 +96,7 @@ def claims():
 
     def add(name, run, each, ours=None, seeds=None):
         facts = facts_of(run)
-        facts = [facts[seed] for seed in (facts if seeds is None else seeds)]
+        facts = [facts[seed] for seed in seeds or facts]
         found.append(claim(name, PAPER.get(name), facts, each, ours))
 
     columns = {"": "success"} | {f"_{family}": family for family in env.FAMILIES}
@@ -183,14 +181,16 @@ def draw_trials():
     None: the first policies of those with 40,000, from which all but those with 60,000 come.
     """
     figure, axis = plt.subplots(figsize=(5, 3.4))
-    lines = {"one round": ["first", *(f"trials_{size}" for size in SIZES), "mili"]}
-    lines["rounds of 20,000"] = ["trials_20000", *filter(ready, ROUNDS)]
-    for label, runs in lines.items():
+    sizes = {size // 1000: f"trials_{size}" for size in SIZES}
+    for label, runs in (
+        ("one round", {0: "first", **sizes, 60: "mili"}),
+        ("rounds of 20,000", {20: "trials_20000", 40: "rounds_2", 60: "rounds_3"}),
+    ):
+        runs = {thousands: run for thousands, run in runs.items() if ready(run)}
         if len(runs) > 1:
-            each = [values(run, "success") for run in runs]
+            each = [values(run, "success") for run in runs.values()]
             mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
-            sizes = [0, 10, 20, 40, 60] if "first" in runs else [20, 40, 60][: len(runs)]
-            axis.errorbar(sizes, mean, error, capsize=3, label=label)
+            axis.errorbar(list(runs), mean, error, capsize=3, label=label)
     if ready("longer"):
         label = "none, learned for as long"
         axis.axhline(values("longer", "success").mean(), color="grey", ls=":", label=label)

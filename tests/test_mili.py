@@ -94,6 +94,7 @@ def test_the_demonstrated_tasks_are_of_all_families_alike():
         families = [every[k].family for k in numbers]
         assert {families.count(f) for f in env.FAMILIES} == {count // 4}
     assert set(mili.chosen_tasks(8)) < set(mili.chosen_tasks(200))
+    assert {task.scene for task in every} == set(range(mili.SCENES))
 
 
 def test_images_are_those_of_the_states_whoever_renders_them(begun, config):
@@ -486,7 +487,7 @@ def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere()
 
 
 def test_two_that_belong_together_do_not_get_the_same_scenery():
-    """Or it would tell f who they are; four pairs of flat colours, each episode's gripper moves."""
+    """Or f could tell by it who they are.  Four pairs of flat colours, in which nothing moves."""
     image = np.zeros((4, 2, 3, 32, 32, 3), np.uint8)
     image += np.arange(10, 90, 10, dtype=np.uint8).reshape(4, 2, 1, 1, 1, 1)
     ahead, seen = np.full((4, 2, 3, 5, 2), 9.0), set()
@@ -1160,6 +1161,10 @@ def test_a_run_may_take_over_the_policy_and_trials_of_another(begun, tmp_path):
         with pytest.raises(ValueError, match=f"has --{name} {other}; say so here, too"):
             second.start()
     (first.folder / "config.json").write_text(json.dumps(vars(first.config)))
+    np.save(first.folder / "meta.npy", first.meta[:-1])  # of another version of this code
+    with pytest.raises(ValueError, match="its first policy is of other networks"):
+        second.start()
+    np.save(first.folder / "meta.npy", first.meta)
     second.folder = tmp_path / "second"
     second.start()
     np.testing.assert_array_equal(second.agent.weights(), first.agent.weights())
