@@ -22,10 +22,10 @@ Departures from the paper, and what it leaves open:
  4. The policy also learns when it is done (the last two frames of a demonstration), as its
     authors' published code can: a trial ends five steps after it says so, or after 50 steps.
  5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
- 6. A batch after trials is half of demonstrations, half of pairs of trials: a trial, the rarer the
-    more it is like others, then one of its partners.  The contrastive loss goes on, on the
-    demonstrations, so that a next round has an embedding to pair with (line 24 has eq. 2 alone).
-    Of a trial's partners its eight most alike are kept: more of them are right.
+ 6. A batch after trials is half of demonstrations, half of pairs of trials: any trial that has
+    partners, then one of them, its eight most alike: more of these are right.  The contrastive
+    loss goes on, on the demonstrations, so that a next round has an embedding to pair with (line
+    24 has eq. 2 alone).
  7. α is what would pair the validation tasks' demonstrations best (F1), were they of --tasks tasks:
     the more there are, the more pairs are wrong.  Trials do still others, so that more of theirs
     are than this foresees.  --alpha 0.9 is the paper's.
@@ -808,15 +808,14 @@ def choose_alpha(f, what, tasks):
 
 
 def pair(method, f, what, alpha, rng, block=1024):
-    """Partners of every trial, up to PARTNERS of them, -1 where there are no more; and how many
-    it has in all.
+    """Partners of every trial, up to PARTNERS of them, -1 where there are no more.
 
     By the cosine of embeddings f (mili), then those most alike; by the tasks that were achieved
     (oracle) or by nothing (random), then any of them.  In no order that matters.
     And what the pairing is worth: how many pairs, which part of them has a task in common, which
     part of all that have is found, which part of those kept has one.
     """
-    E, right, alike, good_kept, many = len(f), 0, 0, 0, np.zeros(len(f), int)
+    E, found, right, alike, good_kept = len(f), 0, 0, 0, 0
     partners = np.full((E, min(PARTNERS, E)), -1)
     for begin in range(0, E, block):
         rows = slice(begin, begin + block)
@@ -824,7 +823,7 @@ def pair(method, f, what, alpha, rng, block=1024):
         good = {"oracle": same, "random": np.ones_like(same)}.get(method, cosine > alpha)
         itself = np.arange(len(good)), np.arange(E)[rows]
         good[itself], same[itself] = False, False
-        many[rows], right, alike = good.sum(1), right + (good & same).sum(), alike + same.sum()
+        found, right, alike = found + good.sum(), right + (good & same).sum(), alike + same.sum()
         lot = cosine if method == "mili" else rng.random(good.shape, np.float32)
         lot = np.where(good, lot, -1)
         drawn = np.argpartition(-lot, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
@@ -832,10 +831,10 @@ def pair(method, f, what, alpha, rng, block=1024):
         good_kept += (np.take_along_axis(same, drawn, 1) & (chosen >= 0)).sum()
         drawn = np.where(chosen >= 0, drawn, -1)
         partners[rows] = -np.sort(-drawn, 1)
-    found, kept = many.sum(), (partners >= 0).sum()
-    return partners, many, {"pairs": found // 2, "precision": right / max(found, 1),
-                            "recall": right / max(alike, 1),
-                            "kept_precision": good_kept / max(kept, 1)}  # fmt: skip
+    kept = (partners >= 0).sum()
+    return partners, {"pairs": found // 2, "precision": right / max(found, 1),
+                      "recall": right / max(alike, 1),
+                      "kept_precision": good_kept / max(kept, 1)}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------
@@ -864,7 +863,7 @@ class Run:
         numbers = chosen_tasks(config.tasks)
         self.episodes = load_demos(config, "train", numbers)
         self.mark = zlib.crc32(np.concatenate([e["states"][:1] for e in self.episodes]))
-        self.demos = self.trials = self.partners = self.many = self.crew = None
+        self.demos = self.trials = self.partners = self.crew = None
         self.meta = np.zeros(0, np.float32)  # the first policy, once there is one
         self.facts = dict.fromkeys(FACTS, np.nan)
         self.losses, self.since, self.judged, self.looks = np.zeros(len(LOSSES)), 0, {}, {}
@@ -961,11 +960,10 @@ class Run:
         return np.array([rng.permutation(np.flatnonzero(what[:, task]))[:2] for task in tasks])
 
     def draw_trials(self, n, rng):
-        """n trials that have partners, of many kinds, and a partner of each.  [n, 2]"""
-        rare = (self.many > 0) / np.maximum(self.many, 1)
-        first = rng.choice(len(rare), n, p=rare / rare.sum())
-        kept = np.minimum(self.many[first], PARTNERS)
-        return np.stack([first, self.partners[first, rng.integers(kept)]], 1)
+        """n trials that have partners, and a partner of each.  [n, 2]"""
+        kept = (self.partners >= 0).sum(1)
+        first = rng.choice(np.flatnonzero(kept), n)
+        return np.stack([first, self.partners[first, rng.integers(kept[first])]], 1)
 
     # -- trials, and pairs of them
 
@@ -1026,7 +1024,7 @@ class Run:
             alpha = choose_alpha(f, library.what, config.tasks)
         rng = np.random.default_rng((6, config.seed, iteration))
         f = self.agent.embed(self.trials)
-        self.partners, self.many, worth = pair(config.method, f, self.trials.what, alpha, rng)
+        self.partners, worth = pair(config.method, f, self.trials.what, alpha, rng)
         best = (f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)].max()
         advice = "no two trials have a task in common: begin a run that tries more (--trials)"
         if config.method == "mili":
@@ -1035,7 +1033,7 @@ class Run:
         env.check(worth["pairs"] > 0, advice)
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
         path = self.folder / f"pairs{iteration}.npz"
-        rows = {"partners": self.partners, "many": self.many, "f": f}
+        rows = {"partners": self.partners, "f": f}
         env.write_atomically(path, lambda file: np.savez_compressed(file, **rows))
         self.steps += 1
         by = f"α = {alpha:.2f}" if config.method == "mili" else config.method
@@ -1051,7 +1049,7 @@ class Run:
         trials, _, _ = self.read_trials(iteration)
         self.trials = Library(self.config, trials, "trials as images")
         with np.load(self.folder / f"pairs{iteration}.npz", allow_pickle=False) as file:
-            self.partners, self.many = file["partners"], file["many"]
+            self.partners = file["partners"]
         same = f"pairs{iteration}.npz is not of these trials; begin a new run"
         env.check(len(self.partners) == len(self.trials), same)
 
