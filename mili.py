@@ -23,9 +23,9 @@ Departures from the paper, and what it leaves open:
     authors' published code can: a trial ends five steps after it says so, or after 50 steps.
  5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
  6. A batch after trials is half of demonstrations, half of pairs of trials: any trial that has
-    partners, then one of them, its eight most alike: more of these are right.  The contrastive
-    loss goes on, on the demonstrations, so that a next round has an embedding to pair with (line
-    24 has eq. 2 alone).
+    partners (eq. 2 has any pair), then one of its eight most alike: more of these are right.  The
+    contrastive loss goes on, on the demonstrations, so that a next round has an embedding to pair
+    with (line 24 has eq. 2 alone).
  7. α is what would pair the validation tasks' demonstrations best (F1), were they of --tasks tasks:
     the more there are, the more pairs are wrong.  Trials do still others, so that more of theirs
     are than this foresees.  --alpha 0.9 is the paper's.
@@ -62,9 +62,9 @@ Departures from the paper, and what it leaves open:
 15. Half of the trials begin in scenes of other tasks than the one that is demonstrated
     (--elsewhere), as section IV-B has "new scenes", and algorithm 1, line 12, the task's own.
 16. Meta-imitation is the policy before its trials, and behaviour cloning the same without f(d):
-    both with eq. 3 and departures 4 and 8, while the paper's have eq. 2 and eq. 1 alone.  As
-    many updates more from demonstrations alone gain a third of what those from trials, too, do
-    (`longer` in figures/mili.py): the rest is due to trials.
+    both with eq. 3 and departures 4 and 8, while the paper's have eq. 2 and eq. 1 alone.  What as
+    many updates more from demonstrations alone gain is measured, too (`longer` in
+    figures/mili.py): the rest is due to trials.
 17. Adam's steps shrink to --lr_end of what they were, gradients are no longer than 10, and each
     training begins with an Adam that remembers nothing.
 """
