@@ -7,7 +7,8 @@ python -m figures.mili draw           the figures, results/summary.json, the REA
 A seed is one run of MILI and, from its first policy and its trials, what it is compared with.
 Fewer trials are the first of a second run, of 40,000.
 What is in results/mili already is not trained again.  A run leaves its curve (.csv) and its
-evaluation on the 40 test tasks, looked at once, with flags, commit, hardware and minutes (.json).
+evaluation on the 40 test tasks, looked at once, with flags, commit, hardware and minutes (.json);
+`classroom` that on the validation tasks.
 """
 
 import argparse
@@ -47,6 +48,8 @@ RUNS = {
     "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {SAME}",
     # is it the trials?  As many updates more, from the same first policy, of demonstrations alone:
     "longer": f"mili --trials 10000 --share 0 {LEARN} {SAME}",
+    # what a class sees, judged on validation tasks: in class with both cores, here with one
+    "classroom": f"mili {ONE_CORE}",
     # what could trials teach at most (were they of all tasks, and perfect), and how much has
     # departure 9 taught already?
     "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
@@ -126,6 +129,11 @@ def claims():
         add("plain_mili_success", "plain", after)
         add("plain_meta_success", "plain", before)
         add("plain_relative_gain", "plain", after / before - 1, after.mean() / before.mean() - 1)
+    if ready("classroom"):
+        after, before = values("classroom", "success"), values("classroom", "meta_success")
+        add("classroom_mili_success", "classroom", after)
+        add("classroom_meta_success", "classroom", before)
+        add("classroom_gain", "classroom", after - before)
     for run in filter(ready, ROUNDS):
         add(f"mili_{run}", run, values(run, "success"))
     for column in ("precision", "recall", "kept_precision") if ready("mili") else ():
@@ -220,7 +228,8 @@ def main():
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
         for name, command in RUNS.items():
             command = command.format(seed=seed)
-            run_once(RESULTS, name, command, seed, "--split test", pairing)
+            split = "val" if name == "classroom" else "test"
+            run_once(RESULTS, name, command, seed, f"--split {split}", pairing)
 
 
 if __name__ == "__main__":
