@@ -6,5 +6,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """On processors with matrix units `d4pg.tune` multiplies in bfloat16: no test inherits that."""
+    """No test inherits from another that products are bfloat16's, as `d4pg.tune` sets them."""
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"

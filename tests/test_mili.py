@@ -321,6 +321,7 @@ def test_a_gripper_is_looked_for_where_its_image_shows_it():
 def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     """Eq. 2 and 3, a demonstration at a time, against one update."""
     run = begun(method="mili")
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # whatever the processor: `d4pg.tune`
     agent, library, rng = run.agent, run.demos, np.random.default_rng(0)
     pairs = run.draw_demos(3, rng)
     batch = library.take(library.moments(pairs, FRAMES, rng))
