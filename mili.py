@@ -429,22 +429,25 @@ def mingle(batch, table, rng):
     gripper comes down or ends, and near the things that it is about: what a push ends at stands
     still.
     """
-    shape = batch["image"].shape
-    image = batch["image"].reshape(-1, *shape[2:])  # [E, F, H, W, 3]
-    (E, _, H, W, _), first = image.shape, image[:, 0]
-    still = ~(image != first[:, None]).any(1).any(3)  # [E, H, W]
-    y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in (H, W))
+    images = batch["image"].flatten(0, 1)  # [E, F, H, W, 3]
+    (E, _, H, W, _), first, device = images.shape, images[:, 0], images.device
+    still = (images == first[:, None]).all(1).all(3)  # [E, H, W]
+    y, x = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in (H, W))
     places = in_image(W, batch["ahead"][..., 1:, :]).reshape(E, -1, 2)  # [E, 4 F, 2]
-    px, py = np.moveaxis(places, 2, 0)[..., None]
+    px, py = torch.from_numpy(places).to(device)[..., None].unbind(2)
     near = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None] < NEAR**2
     low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
+    other_way = rng.random((E, 1, 1)) < 0.5
+    small = low, high, other_way, table
+    low, high, other_way, table = (torch.from_numpy(z).to(device) for z in small)
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
-    part = still & ~near.any(1) & (inside ^ (rng.random((E, 1, 1)) < 0.5))
-    scenery = np.where(still[..., None], first, table)
-    pairs = scenery.reshape(-1, 2, H, W, 3)  # of two others, if there are so many
+    part = still & ~near.any(1) & (inside ^ other_way)
+    scenery = torch.where(still[..., None], first, table)
+    pairs = scenery.unflatten(0, (-1, 2))  # of two others, if there are so many
     shifts = rng.choice(np.arange(1, E // 2), 2, replace=E < 6)
-    other = np.stack([np.roll(pairs[:, k], shifts[k], 0) for k in (0, 1)], 1).reshape(first.shape)
-    batch["image"] = np.where(part[:, None, ..., None], other[:, None], image).reshape(shape)
+    other = torch.stack([pairs[:, k].roll(int(shifts[k]), 0) for k in (0, 1)], 1).flatten(0, 1)
+    anew = torch.where(part[:, None, ..., None], other[:, None], images)
+    batch["image"] = anew.view_as(batch["image"])
 
 
 def empty_table(size):
@@ -465,12 +468,13 @@ def vary(batch, rng):
     belong together.
     """
     if rng.random() < 0.5:
-        batch["image"] = np.ascontiguousarray(batch["image"][..., ::-1, :])
+        batch["image"] = batch["image"].flip(-2)
         for name, mirror in MIRROR.items():
             batch[name] = batch[name] * mirror
     if rng.random() < 0.75:
-        turned = batch["image"] @ hues(rng.uniform(0, 2 * np.pi))
-        batch["image"] = np.rint(turned).clip(0, 255).astype(np.uint8)
+        turn = torch.from_numpy(hues(rng.uniform(0, 2 * np.pi))).to(batch["image"].device)
+        turned = sum(batch["image"][..., k, None] * turn[k] for k in range(3))
+        batch["image"] = turned.round().clamp(0, 255).byte()
 
 
 def glance(batch, rng):
@@ -515,7 +519,7 @@ class Agent:
         self.config = config
         device, half, channels = config.device, config.half, config.channels
         look = networks.Look(channels, half)
-        f = networks.Embedding(channels, config.frames)
+        f = networks.Embedding(channels, config.frames, config.size)
         table = env.scene_camera(0, config.size, False).on_table(config.size // 2)
         places = torch.from_numpy((table.reshape(-1, 2) - HOME[:2]) / REACH[:2])
         π = networks.Mixture(channels, places, K=config.components)
@@ -539,7 +543,7 @@ class Agent:
         """
         config, (look, embed, policy) = self.config, self.nets.train()
         batch = batch | {"places": in_image(config.size, batch["ahead"])}
-        batch = {k: torch.from_numpy(v).to(config.device) for k, v in batch.items()}
+        batch = {k: torch.as_tensor(v, device=config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
         images = batch["image"].flatten(0, 2)
         coarse, maps = look(images)
@@ -942,6 +946,7 @@ class Run:
                 self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
+        batch["image"] = torch.from_numpy(batch["image"]).to(config.device)  # where that is quick
         if config.anew == "yes":
             mingle(batch, empty_table(config.size), rng)
             vary(batch, rng)

@@ -20,8 +20,8 @@ Departures from the papers, and what they leave open:
     frames, for smaller images and fewer frames, and layers of 256.  The policy's softmaxes look for
     what the embedding and the gripper's pose ask for, in maps as fine as half of the image,
     and tell beside where it is on the table what is there: AIMS of them by the surroundings of
-    the hottest cell alone.  A softmax keeps no picture, so three convolutions more see FOVEA
-    pixels around one of them, and tell where exactly the gripper comes down there, and how it is
+    the hottest cell alone.  A softmax keeps no picture, so three convolutions more see what
+    is around one of them, and tell where exactly the gripper comes down there, and how it is
     turned; three see what is around the gripper, for the embedding.  That is told from the mean
     of its batch before it is brought to length 1.
 """
@@ -231,15 +231,21 @@ def surprise(heat, places):
     return total
 
 
-FOVEA = 13  # pixels of the image, of what is looked at closely
+FOVEA = 0.27  # of the image's width, what is looked at closely: 13 of 48 pixels
 SLANT = 0.77  # of kitchen.xml's camera: how much shorter the table looks away from it than across
 
 
-def crop(images, places, angle, size=FOVEA):
-    """What images [B, H, W, 3] show around places [B, 2], from -1 to 1.  [B, 3, size, size]
+def close(width):
+    """So many pixels across is a close look at an image of this width: odd, one is the middle."""
+    return int(FOVEA * width) // 2 * 2 + 1
+
+
+def crop(images, places, angle):
+    """What images [B, H, W, 3] show closely around places [B, 2], from -1 to 1.  [B, 3, n, n]
 
     As if seen from above, turned by angles [B] about the vertical.
     """
+    size = close(images.shape[1])
     step = (torch.arange(size, device=places.device) - size // 2) * 2 / images.shape[1]
     c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
     right, down = step, step[:, None]
@@ -256,12 +262,12 @@ def turn_by(vector, angle):
     return torch.stack([c * x - s * y, s * x + c * y], 1)
 
 
-def fovea(outputs=64):
+def fovea(width, outputs=64):
     """Three convolutions for a crop: what a softmax over a map cannot keep."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
         nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(32 * (FOVEA // 2 + 1) ** 2, outputs), nn.LayerNorm(outputs), nn.ReLU(),
+        nn.Linear(32 * (close(width) // 2 + 1) ** 2, outputs), nn.LayerNorm(outputs), nn.ReLU(),
     )  # fmt: skip
 
 
@@ -271,11 +277,11 @@ class Embedding(nn.Module):
     Its first glimpse learns to find the gripper, around which it looks closely.
     """
 
-    def __init__(self, channels, frames, size=32, glimpses=8):
+    def __init__(self, channels, frames, width, size=32, glimpses=8):
         super().__init__()
         self.queries, kernel = nn.Parameter(torch.randn(glimpses, channels)), min(5, frames)
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
-        self.fovea = fovea()
+        self.fovea = fovea(width)
         self.time = nn.Conv1d(glimpses * (2 + channels) + 64, 64, kernel)
         steps = frames - kernel + 1
         self.rest = nn.Sequential(
@@ -325,7 +331,7 @@ class Mixture(nn.Module):
         cell = cells(side, side)
         self.register_buffer("places", torch.cat([places, cell], 1))
         self.register_buffer("slopes", torch.cat([cell, cell.square().sum(1, True)], 1).T)
-        self.fovea = fovea()
+        self.fovea = fovea(2 * side)  # maps are half as wide as images
         self.channels, self.free, self.K, self.actions = channels, glimpses - AIMS, K, actions
         # what to look for, by what was shown and how far one has come; then, by what was found,
         # where to go, as behind one thing on the side that is away from another
@@ -414,7 +420,7 @@ if __name__ == "__main__":
         encoder = Encoder(name, images=2, size=128)
         policy = Policy(encoder.width, 9)
         print(f"{name}: {count(encoder, policy):,} parameters in encoder and policy")
-    look, f, π = Look(), Embedding(32, 40), Mixture(32, torch.zeros(50 * 50, 2))
+    look, f, π = Look(), Embedding(32, 40, 100), Mixture(32, torch.zeros(50 * 50, 2))
     print(
         f"MILI: {count(look):,} in the convolutions, {count(f):,} in f, {count(π):,} in the policy"
     )

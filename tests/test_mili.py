@@ -269,14 +269,20 @@ def test_what_is_looked_at_closely_is_what_the_image_shows_there():
     """Pixel (20, 9) of an image, and half a pixel beside it; beyond the border, the border."""
     images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     place = lambda x, y: [(x + 0.5) / 16 - 1, (y + 0.5) / 16 - 1]
-    places = torch.tensor([place(20, 9), place(20.5, 9), place(1, 9)])
-    seen = (networks.crop(images, places, torch.zeros(3), 5) + 0.5) * 255
+    places = torch.tensor([place(20, 9), place(20.5, 9), place(3, 9)])
+    seen = (networks.crop(images, places, torch.zeros(3)) + 0.5) * 255  # [3, 3, 9, 9]
     exact = images[:, 9].permute(0, 2, 1).float()  # [3, 3, 32]
-    torch.testing.assert_close(seen[0, :, 2], exact[0, :, 18:23], atol=1e-2, rtol=0)
-    between = (exact[1, :, 18:23] + exact[1, :, 19:24]) / 2
-    torch.testing.assert_close(seen[1, :, 2], between, atol=1e-2, rtol=0)
-    torch.testing.assert_close(seen[2, :, 2, 1:], exact[2, :, :4], atol=1e-2, rtol=0)
-    torch.testing.assert_close(seen[2, :, 2, 0], seen[2, :, 2, 1], atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[0, :, 4], exact[0, :, 16:25], atol=1e-2, rtol=0)
+    between = (exact[1, :, 16:25] + exact[1, :, 17:26]) / 2
+    torch.testing.assert_close(seen[1, :, 4], between, atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[2, :, 4, 1:], exact[2, :, :8], atol=1e-2, rtol=0)
+    torch.testing.assert_close(seen[2, :, 4, 0], seen[2, :, 4, 1], atol=1e-2, rtol=0)
+
+
+def test_as_much_of_the_table_is_looked_at_closely_whatever_the_images_size():
+    pixels = {size: networks.close(size) for size in (32, 48, 64, 100, 256)}
+    assert pixels == {32: 9, 48: 13, 64: 17, 100: 27, 256: 69}
+    assert all(n % 2 == 1 and abs(n / size - 0.27) < 0.02 for size, n in pixels.items())
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, 1.2, 2.5, -0.8])
@@ -291,7 +297,7 @@ def test_what_is_looked_at_closely_is_seen_as_from_above_and_turned(yaw):
     image = np.uint8(255 * bar)[None, :, :, None].repeat(3, 3)
     place = torch.from_numpy(mili.in_image(96, middle))[None]
     seen = networks.crop(torch.from_numpy(image), place, torch.tensor([yaw]))[0, 0] + 0.5
-    y, x = np.indices(seen.shape) - networks.FOVEA // 2
+    y, x = np.indices(seen.shape) - networks.close(96) // 2
     seen = seen.numpy()
     told = np.arctan2((seen * -y).sum(), (seen * x).sum())
     assert seen.sum() > 10
@@ -325,6 +331,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     agent, library, rng = run.agent, run.demos, np.random.default_rng(0)
     pairs = run.draw_demos(3, rng)
     batch = library.take(library.moments(pairs, FRAMES, rng))
+    batch["image"] = torch.from_numpy(batch["image"])
     mili.vary(batch, rng)
     batch["hand"] = mili.seen_at(run.config.size, batch["pose"][..., :3])
     mili.misjudge(batch, rng)
@@ -335,7 +342,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     with torch.no_grad():
         for i in range(3):
             for m in (0, 1):
-                images = torch.from_numpy(batch["image"][i, m])
+                images = batch["image"][i, m]
                 (vectors[m, i],), heat = embed.vector(images, look(images)[0], FRAMES)
                 for t, place in enumerate(batch["hand"][i, m]):
                     hands.append(literal_surprise(heat[t, 0].numpy(), place))
@@ -346,7 +353,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
             for m, n in ((0, 1), (1, 0)):  # clone d_m, given d_n
                 for t in range(FRAMES):
                     image, pose, action, done, angle = (
-                        torch.from_numpy(batch[k][i, m, t : t + 1])
+                        torch.as_tensor(batch[k][i, m, t : t + 1])
                         for k in ("image", "pose", "action", "done", "angle")
                     )
                     _, fine = look(image)
@@ -428,6 +435,7 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
     before, seen = library.take(library.moments(pairs, FRAMES)), set()
     for seed in range(20):
         after = {name: value.copy() for name, value in before.items()}
+        after["image"] = torch.from_numpy(after["image"])
         rng = np.random.default_rng(seed)
         mili.vary(after, rng)
         mili.misjudge(after, rng)
@@ -440,7 +448,7 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
         np.testing.assert_array_equal(after["turned"], before["turned"] * [1, x])
         np.testing.assert_array_equal(after["yaw"], before["pose"][..., 5] * x)  # moves are exact
         np.testing.assert_array_equal(after["action"][..., 2], before["action"][..., 2])
-        now = after["image"][..., ::x, :].astype(int)
+        now = after["image"].numpy()[..., ::x, :].astype(int)
         turned = (now != before["image"]).any()
         seen.add((bool(mirrored), bool(turned)))
         dull = before["image"].max(-1) - before["image"].min(-1) < 3  # grey stays grey
@@ -471,11 +479,12 @@ def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere()
         moving[t, 4:7, 5 * t : 5 * t + 4] = True
     image[:, :, moving] = 77
     ahead = np.tile(env.scene_camera(0, 32, False).on_table(32)[24, 24], (2, 2, 3, 5, 1))
-    before = {"image": image, "ahead": ahead}
+    before = {"ahead": ahead}
     table, replaced = np.full((32, 32, 3), 50, np.uint8), np.zeros((2, 2, 32, 32))
     for seed in range(100):
-        batch = {name: value.copy() for name, value in before.items()}
+        batch = before | {"image": torch.from_numpy(image.copy())}
         mili.mingle(batch, table, np.random.default_rng(seed))
+        batch["image"] = batch["image"].numpy()
         new = (batch["image"] != image).any(-1)  # [2, 2, F, H, W]
         assert (new == new[:, :, :1]).all()  # the same in all frames
         assert not new[..., moving.any(0)].any()  # what moves stays
@@ -493,7 +502,7 @@ def test_two_that_belong_together_do_not_get_the_same_scenery():
     image += np.arange(10, 90, 10, dtype=np.uint8).reshape(4, 2, 1, 1, 1, 1)
     ahead, seen = np.full((4, 2, 3, 5, 2), 9.0), set()
     for seed in range(100):
-        batch = {"image": image.copy(), "ahead": ahead}
+        batch = {"image": torch.from_numpy(image.copy()), "ahead": ahead}
         mili.mingle(batch, image[0, 0, 0], np.random.default_rng(seed))
         donor = lambda one, k: {int(x) // 10 - 1 for x in np.unique(one)} - {k}
         for k, two in enumerate(batch["image"]):
