@@ -1,4 +1,7 @@
-"""The learner on a GPU.  Without one, these tests are skipped: a GPU is never needed."""
+"""The learner on a GPU.  Without one, these tests are skipped: a GPU is never needed.
+
+With one, demonstrations are made in demos/ if they are missing, as any run makes them.
+"""
 
 import csv
 from types import SimpleNamespace
@@ -18,12 +21,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch fin
 def tiny(algorithm, **changes):
     flags = {name: values[0] for name, (_, *values) in algorithm.FLAGS.items()}
     return SimpleNamespace(**flags | changes)
-
-
-@pytest.fixture(scope="module")
-def demos(tmp_path_factory):
-    """Made by the first run that needs them."""
-    return tmp_path_factory.mktemp("demos")
 
 
 @pytest.mark.parametrize("obs", ["features", "pixels"])
@@ -48,11 +45,11 @@ def test_d4pg_learns_on_a_gpu_what_it_learns_on_a_cpu(obs):
     assert ends[0][0] != ends[0][2]
 
 
-def test_mili_learns_on_a_gpu_what_it_learns_on_a_cpu(demos, tmp_path):
+def test_mili_learns_on_a_gpu_what_it_learns_on_a_cpu(tmp_path):
     """Images are made anew there, and looked at: all seven losses are the same."""
     ends = []
     for device in ("cpu", GPU):
-        config = tiny(mili, demos=str(demos), device=device)
+        config = tiny(mili, device=device)
         mili.make_missing(config)
         run, losses = mili.make_run(config), []
         run.folder = tmp_path
@@ -74,9 +71,8 @@ def test_mili_learns_on_a_gpu_what_it_learns_on_a_cpu(demos, tmp_path):
         ("mili", "--method meta --half yes"),
     ],
 )
-def test_a_run_on_a_gpu_goes_on_and_is_judged_on_a_cpu(algorithm, flags, demos, tmp_path):
+def test_a_run_on_a_gpu_goes_on_and_is_judged_on_a_cpu(algorithm, flags, tmp_path):
     out, flags = tmp_path / "run", ["--preset", "tiny", *flags.split()]
-    flags += [] if algorithm == "d4pg" else ["--demos", str(demos)]
     train.main([algorithm, *flags, "--device", GPU, "--out", str(out)])
     if algorithm != "mili":
         train.main([algorithm, "--resume", str(out), "--device", "cpu", "--steps", "700"])
