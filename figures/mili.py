@@ -48,8 +48,8 @@ RUNS = {
     "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {SAME}",
     # is it the trials?  As many updates more, from the same first policy, of demonstrations alone:
     "longer": f"mili --trials 10000 --share 0 {LEARN} {SAME}",
-    # what a class sees, with both cores, judged on validation tasks
-    "classroom": "mili --save_minutes 5",
+    # what a class sees, judged on validation tasks: in class with both cores, here with one
+    "classroom": f"mili {ONE_CORE}",
     # what could trials teach at most (were they of all tasks, and perfect), and how much has
     # departure 9 taught already?
     "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
