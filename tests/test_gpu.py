@@ -46,20 +46,19 @@ def test_d4pg_learns_on_a_gpu_what_it_learns_on_a_cpu(obs):
 
 
 def test_mili_learns_on_a_gpu_what_it_learns_on_a_cpu(tmp_path):
-    """Images are made anew there, and looked at: all seven losses are the same."""
+    """Images are made anew there, and looked at: all seven losses are the same.
+
+    Of the first update: Adam's first step goes by signs of gradients, some of which are noise.
+    """
     ends = []
     for device in ("cpu", GPU):
         config = tiny(mili, device=device)
         mili.make_missing(config)
-        run, losses = mili.make_run(config), []
+        run = mili.make_run(config)
         run.folder = tmp_path
-        run.start()
-        for _ in range(3):
-            run.losses[:] = 0
-            run.learn(0, 0.0)
-            losses.append(run.losses.copy())
-        ends.append(losses)
-    np.testing.assert_allclose(*ends, rtol=0.02, atol=0.002)
+        run.start().learn(0, 0.0)
+        ends.append(run.losses)
+    np.testing.assert_allclose(*ends, rtol=0.005)
 
 
 @pytest.mark.parametrize(
