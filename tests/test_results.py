@@ -28,6 +28,13 @@ def test_the_readmes_tables_are_made_from_the_summary(section, table):
     assert text.split(f"{begin}\n")[1].split(end)[0] == table(mine)
 
 
+def test_the_readme_tells_how_long_the_files_are():
+    told = re.findall(r"^\| \[(\w+\.py)\].* \| ([\d,]+) \|", (ROOT / "README.md").read_text(), re.M)
+    assert len(told) == 7
+    for name, lines in told:
+        assert f"{len((ROOT / name).read_text().splitlines()):,}" == lines, name
+
+
 def test_every_claim_tells_how_it_was_measured():
     names = [claim["claim"] for claim in CLAIMS]
     assert len(set(names)) == len(names) > 0
