@@ -435,13 +435,13 @@ def mingle(batch, table, rng):
     y, x = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in (H, W))
     places = in_image(W, batch["ahead"][..., 1:, :]).reshape(E, -1, 2)  # [E, 4 F, 2]
     px, py = torch.from_numpy(places).to(device)[..., None].unbind(2)
-    near = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None] < NEAR**2
+    squared = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None]  # [E, 4 F, H, W]
     low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
     other_way = rng.random((E, 1, 1)) < 0.5
     small = low, high, other_way, table
     low, high, other_way, table = (torch.from_numpy(z).to(device) for z in small)
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
-    part = still & ~near.any(1) & (inside ^ other_way)
+    part = still & (squared.amin(1) >= NEAR**2) & (inside ^ other_way)
     scenery = torch.where(still[..., None], first, table)
     pairs = scenery.unflatten(0, (-1, 2))  # of two others, if there are so many
     shifts = rng.choice(np.arange(1, E // 2), 2, replace=E < 6)
@@ -473,8 +473,7 @@ def vary(batch, rng):
             batch[name] = batch[name] * mirror
     if rng.random() < 0.75:
         turn = torch.from_numpy(hues(rng.uniform(0, 2 * np.pi))).to(batch["image"].device)
-        turned = sum(batch["image"][..., k, None] * turn[k] for k in range(3))
-        batch["image"] = turned.round().clamp(0, 255).byte()
+        batch["image"] = (batch["image"].float() @ turn).round_().clamp_(0, 255).byte()
 
 
 def glance(batch, rng):
