@@ -438,8 +438,8 @@ def mingle(batch, table, rng):
     squared = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None]  # [E, 4 F, H, W]
     low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
     other_way = rng.random((E, 1, 1)) < 0.5
-    small = low, high, other_way, table
-    low, high, other_way, table = (torch.from_numpy(z).to(device) for z in small)
+    there = (torch.from_numpy(z).to(device) for z in (low, high, other_way, table))
+    low, high, other_way, table = there
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
     part = still & (squared.amin(1) >= NEAR**2) & (inside ^ other_way)
     scenery = torch.where(still[..., None], first, table)
@@ -945,7 +945,8 @@ class Run:
                 self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
             )
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
-        batch["image"] = torch.from_numpy(batch["image"]).to(config.device)  # where that is quick
+        # made anew on the learner's device: image is a tensor from here on, the rest arrays
+        batch["image"] = torch.from_numpy(batch["image"]).to(config.device)
         if config.anew == "yes":
             mingle(batch, empty_table(config.size), rng)
             vary(batch, rng)

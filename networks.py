@@ -245,8 +245,8 @@ def crop(images, places, angle):
 
     As if seen from above, turned by angles [B] about the vertical.
     """
-    size = close(images.shape[1])
-    step = (torch.arange(size, device=places.device) - size // 2) * 2 / images.shape[1]
+    n = close(images.shape[1])
+    step = (torch.arange(n, device=places.device) - n // 2) * 2 / images.shape[1]
     c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
     right, down = step, step[:, None]
     x = places[:, 0, None, None] + c * right + s * down

@@ -2,7 +2,6 @@
 
 import copy
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +11,11 @@ import d4pg
 import env
 import networks
 import replay
+from tests.conftest import tiny
 
 
 def make_config(**changes):
-    tiny = {name: values[0] for name, (_, *values) in d4pg.FLAGS.items()}
-    assert set(changes) <= set(tiny)
-    return SimpleNamespace(**tiny | changes)
+    return tiny(d4pg, **changes)
 
 
 def test_the_preset_paper_is_table_1():

@@ -15,6 +15,7 @@ import env
 import metamimic
 import networks
 import train
+from tests.conftest import tiny
 from tests.test_d4pg import drive
 from tests.test_train import assert_same, columns
 
@@ -34,9 +35,7 @@ def demos(tmp_path_factory):
 @pytest.fixture
 def config(demos):
     def make(**changes):
-        tiny = {name: values[0] for name, (_, *values) in metamimic.FLAGS.items()}
-        assert set(changes) <= set(tiny)
-        return SimpleNamespace(**tiny | {"demos": str(demos)} | changes)
+        return tiny(metamimic, **{"demos": str(demos)} | changes)
 
     return make
 
