@@ -1,7 +1,7 @@
 """MILI's table and figures: train what they need, draw them, and gather the claims.
 
 python -m figures.mili seeds          every run of every seed, one after the other: hours
-python -m figures.mili seeds --seed 0        those of one seed
+python -m figures.mili seeds --seed 0        those of one seed; --run mili_64: one of them
 python -m figures.mili draw           the figures, results/summary.json, the README's table
 
 A seed is one run of MILI and, from its first policy and its trials, what it is compared with.
@@ -33,7 +33,18 @@ THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
 SAME = "--start runs/trials_40000-{seed}"
 FIRST = {"meta": "mili", "first": "trials_40000"}  # policies, and the runs that begin with them
+SHARPER = "--size 64 --memory_gb 7 --save_minutes 5"
+SHORT = f"--trials 60000 --updates 5000 --retrain 5000 {SHARPER}"
+BESIDE = f"{SHORT} --threads 1 --actors 1 --start runs/mili_64-{{seed}}"  # two at a time
 RUNS = {
+    # images of 64 pixels; MILI with both cores
+    "mili_64": f"mili {SHORT}",
+    "oracle_64": f"mili --method oracle {BESIDE}",
+    "random_64": f"mili --method random {BESIDE}",
+    "bc_64": f"mili --method bc --updates 5000 {SHARPER} --threads 1 --actors 1",
+    # as many updates more, from the same first policy, of demonstrations alone:
+    "longer_64": f"mili --share 0 {BESIDE} --trials 1500",
+    # images of 48 pixels
     "mili": FULL,
     "bc": f"{FULL} --method bc",
     # from MILI's first policy and trials:
@@ -211,6 +222,7 @@ def draw_trials():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["seeds", "draw"])
+    parser.add_argument("--run", choices=RUNS, help="of this name alone; default: all")
     parser.add_argument("--seed", type=int, help="one seed alone")
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -226,8 +238,8 @@ def main():
     if not env.demo_folder("demos", "kitchen", "test").exists():
         subprocess.run([sys.executable, "train.py", "demos", "--world", "kitchen"], check=True)
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
-        for name, command in RUNS.items():
-            command = command.format(seed=seed)
+        for name in [args.run] if args.run else RUNS:
+            command = RUNS[name].format(seed=seed)
             split = "val" if name == "classroom" else "test"
             run_once(RESULTS, name, command, seed, f"--split {split}", pairing)
 
