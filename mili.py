@@ -855,13 +855,18 @@ def plan(config):
     return phases
 
 
+def length_of(config):
+    """Steps of all phases."""
+    return sum(length for _, _, length in plan(config))
+
+
 class Run:
     """One call of `round` is an update, a moment of trials, or a pairing."""
 
     def __init__(self, config):
         self.config, self.agent = config, Agent(config)
         self.phases = plan(config)
-        config.steps = sum(length for _, _, length in self.phases)
+        config.steps = length_of(config)
         self.steps = self.updates = 0
         numbers = chosen_tasks(config.tasks)
         self.episodes = load_demos(config, "train", numbers)
@@ -1082,7 +1087,8 @@ class Run:
                     return None
             found = self.judged.get(key, {})
             results |= {name + k: found.get(k, np.nan) for k in ("success", *env.FAMILIES)}
-        return results | {f"{self.split}_episodes": episodes * len(env.tasks_of(self.split))}
+        judged = {f"{self.split}_episodes": episodes * len(env.tasks_of(self.split))}
+        return results | judged | {"steps": self.steps}
 
     def success(self, episodes, stop):
         """Of so many episodes of each task, one after another demonstration of it."""
@@ -1118,10 +1124,10 @@ class Run:
         env.check(same, f"the run was trained on other demonstrations than {self.config.demos} has")
         self.agent.load(state["learners"][0]["agent"])
         self.meta, self.facts = state["meta"], state["facts"]
+        self.steps = int(state["board"]["steps"].sum())
 
     def load(self, state):
         self.load_policies(state)
-        self.steps = int(state["board"]["steps"].sum())
         self.updates, self.losses, self.since = (state[k] for k in ("updates", "losses", "since"))
 
     def close(self):
@@ -1184,8 +1190,8 @@ def make_run(config):
 def table(folder, config, results):
     """Success by family: of a run, of its first policy, and of what lies beside it in runs/.
 
-    Beside it is what has the same flags, but for the method, and was judged by as many episodes
-    of the same split.
+    Beside it is what has the same flags, but for the method, was judged when it had taken all its
+    steps, and by as many episodes of the same split.
     """
     (judged,) = (name for name in results if name.endswith("_episodes"))
     columns = {config.method: results}
@@ -1202,15 +1208,21 @@ def table(folder, config, results):
         without = {config.method, other.get("method")} & {"meta", "bc"}
         free = {*MAY_DIFFER, *(OF_TRIALS if without else ())}
         alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in free)
-        if alike and found.get(judged) == results[judged]:
+        if (
+            alike
+            and found.get("steps") == length_of(SimpleNamespace(**other))
+            and found.get(judged) == results[judged]
+        ):
             columns.setdefault(other["method"], found)
     methods = [name for name in ("bc", "meta", "random", "mili", "oracle") if name in columns]
-    title = f"{results[judged]} episodes of {judged.split('_')[0]} tasks"
+    title, whole = f"{results[judged]} episodes of {judged.split('_')[0]} tasks", length_of(config)
     rows = {"all four families": "success"} | {f"    {name}": name for name in env.FAMILIES}
     line = lambda what, cells: f"{what:32}" + "".join(f"{cell:>10}" for cell in cells)
     lines = [line(title, methods)]
     lines += [line(what, (f"{columns[m][k]:.3f}" for m in methods)) for what, k in rows.items()]
-    return [*lines, line("the paper, all four", (PAPER.get(m, "") for m in methods))]
+    lines.append(line("the paper, all four", (PAPER.get(m, "") for m in methods)))
+    early = f"{config.method} after {results['steps']:,} of its {whole:,} steps"
+    return [*lines, early] if results["steps"] < whole else lines
 
 
 PAPER = {"bc": "less", "meta": "0.239", "mili": "0.327", "oracle": "0.337"}

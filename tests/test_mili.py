@@ -1055,29 +1055,38 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
 
 
 def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
-    """Of the same flags but for the method, judged by as many episodes; damage is passed over."""
+    """Of the same flags but for the method, judged at its end, by as many episodes.
+
+    Damage is passed over.
+    """
     numbers = lambda x: dict.fromkeys(("success", *env.FAMILIES), x)
     first = {"meta_" + name: x for name, x in numbers(0.25).items()}
     flags = vars(config())
-    for name, change, found in (
-        ("bc", {"method": "bc", "trials": 999}, numbers(0.125) | {"val_episodes": 40}),
-        ("oracle", {"method": "oracle", "start": "x"}, numbers(0.75) | {"val_episodes": 40}),
-        ("random", {"method": "random", "seed": 1}, numbers(0.5) | {"val_episodes": 40}),
-        ("meta", {"method": "meta"}, numbers(0.5) | {"val_episodes": 400}),
+    for name, change, success, episodes, steps in (
+        ("bc", {"method": "bc", "trials": 999}, 0.125, 40, 20),
+        ("oracle", {"method": "oracle", "start": "x"}, 0.75, 40, 57),
+        ("oracle-early", {"method": "oracle"}, 0.625, 40, 56),
+        ("random", {"method": "random", "seed": 1}, 0.5, 40, 57),
+        ("meta", {"method": "meta"}, 0.5, 400, 20),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(flags | change))
+        found = numbers(success) | {"val_episodes": episodes, "steps": steps}
         (tmp_path / name / "results.json").write_text(json.dumps(found))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "results.json").write_text("{")
-    mine = numbers(0.5) | first | {"val_episodes": 40}
+    (tmp_path / "oracle").rename(tmp_path / "z")  # after the one that is early
+    mine = numbers(0.5) | first | {"val_episodes": 40, "steps": 57}
     lines = mili.table(tmp_path / "mine", config(), mine)
     words = lambda line: re.sub(" +", " ", line)
     assert words(lines[0]) == "40 episodes of val tasks bc meta mili oracle"
     assert words(lines[1]) == "all four families 0.125 0.250 0.500 0.750"
     assert words(lines[-1]) == "the paper, all four less 0.239 0.327 0.337"
-    lines = mili.table(tmp_path / "mine", config(method="bc"), mine)
+    lines = mili.table(tmp_path / "mine", config(), mine | {"steps": 30})
+    assert lines[-1] == "mili after 30 of its 57 steps"
+    lines = mili.table(tmp_path / "mine", config(method="bc"), mine | {"steps": 20})
     assert lines[0].split()[5:] == ["bc", "oracle"]
+    assert "steps" not in lines[-1]
 
 
 def test_what_is_alike_is_near_in_the_picture():
