@@ -1208,21 +1208,19 @@ def table(folder, config, results):
         without = {config.method, other.get("method")} & {"meta", "bc"}
         free = {*MAY_DIFFER, *(OF_TRIALS if without else ())}
         alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in free)
-        if (
-            alike
-            and found.get("steps") == length_of(SimpleNamespace(**other))
-            and found.get(judged) == results[judged]
-        ):
+        alike &= "steps" in found and found.get(judged) == results[judged]
+        if alike and found["steps"] == length_of(SimpleNamespace(**other)):
             columns.setdefault(other["method"], found)
     methods = [name for name in ("bc", "meta", "random", "mili", "oracle") if name in columns]
-    title, whole = f"{results[judged]} episodes of {judged.split('_')[0]} tasks", length_of(config)
+    title = f"{results[judged]} episodes of {judged.split('_')[0]} tasks"
     rows = {"all four families": "success"} | {f"    {name}": name for name in env.FAMILIES}
     line = lambda what, cells: f"{what:32}" + "".join(f"{cell:>10}" for cell in cells)
     lines = [line(title, methods)]
     lines += [line(what, (f"{columns[m][k]:.3f}" for m in methods)) for what, k in rows.items()]
     lines.append(line("the paper, all four", (PAPER.get(m, "") for m in methods)))
-    early = f"{config.method} after {results['steps']:,} of its {whole:,} steps"
-    return [*lines, early] if results["steps"] < whole else lines
+    if results["steps"] < (whole := length_of(config)):
+        lines.append(f"{config.method} after {results['steps']:,} of its {whole:,} steps")
+    return lines
 
 
 PAPER = {"bc": "less", "meta": "0.239", "mili": "0.327", "oracle": "0.337"}

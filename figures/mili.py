@@ -33,17 +33,16 @@ THEIRS = "--start runs/mili-{seed}"
 SIZES = (10_000, 20_000, 40_000)
 SAME = "--start runs/trials_40000-{seed}"
 FIRST = {"meta": "mili", "first": "trials_40000"}  # policies, and the runs that begin with them
-SHARPER = "--size 64 --memory_gb 7 --save_minutes 5"
-SHORT = f"--trials 60000 --updates 5000 --retrain 5000 {SHARPER}"
-BESIDE = f"{SHORT} --threads 1 --actors 1 --start runs/mili_64-{{seed}}"  # two at a time
+SHORT, SHARPER = "--updates 5000 --retrain 5000", "--size 64 --memory_gb 7"
+BESIDE = f"{SHARPER} {ONE_CORE} --start runs/mili_64-{{seed}}"  # two at a time
 RUNS = {
     # images of 64 pixels; MILI with both cores
-    "mili_64": f"mili {SHORT}",
-    "oracle_64": f"mili --method oracle {BESIDE}",
-    "random_64": f"mili --method random {BESIDE}",
-    "bc_64": f"mili --method bc --updates 5000 {SHARPER} --threads 1 --actors 1",
+    "mili_64": f"mili --trials 60000 {SHORT} {SHARPER} --save_minutes 5",
+    "oracle_64": f"mili --method oracle --trials 60000 {SHORT} {BESIDE}",
+    "random_64": f"mili --method random --trials 60000 {SHORT} {BESIDE}",
+    "bc_64": f"mili --method bc {SHORT} {SHARPER} {ONE_CORE}",
     # as many updates more, from the same first policy, of demonstrations alone:
-    "longer_64": f"mili --share 0 {BESIDE} --trials 1500",
+    "longer_64": f"mili --share 0 --trials 1500 {SHORT} {BESIDE}",
     # images of 48 pixels
     "mili": FULL,
     "bc": f"{FULL} --method bc",

@@ -1057,7 +1057,7 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
 def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
     """Of the same flags but for the method, judged at its end, by as many episodes.
 
-    Damage is passed over.
+    Damage is passed over, and so is what older code has left.
     """
     numbers = lambda x: dict.fromkeys(("success", *env.FAMILIES), x)
     first = {"meta_" + name: x for name, x in numbers(0.25).items()}
@@ -1065,7 +1065,7 @@ def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
     for name, change, success, episodes, steps in (
         ("bc", {"method": "bc", "trials": 999}, 0.125, 40, 20),
         ("oracle", {"method": "oracle", "start": "x"}, 0.75, 40, 57),
-        ("oracle-early", {"method": "oracle"}, 0.625, 40, 56),
+        ("early", {"method": "oracle"}, 0.625, 40, 56),
         ("random", {"method": "random", "seed": 1}, 0.5, 40, 57),
         ("meta", {"method": "meta"}, 0.5, 400, 20),
     ):
@@ -1075,7 +1075,10 @@ def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
         (tmp_path / name / "results.json").write_text(json.dumps(found))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "results.json").write_text("{")
-    (tmp_path / "oracle").rename(tmp_path / "z")  # after the one that is early
+    (tmp_path / "older").mkdir()  # by code that had no --tries and did not tell how far it was
+    older = {name: value for name, value in flags.items() if name != "tries"}
+    (tmp_path / "older" / "config.json").write_text(json.dumps(older))
+    (tmp_path / "older" / "results.json").write_text(json.dumps(numbers(1) | {"val_episodes": 40}))
     mine = numbers(0.5) | first | {"val_episodes": 40, "steps": 57}
     lines = mili.table(tmp_path / "mine", config(), mine)
     words = lambda line: re.sub(" +", " ", line)
