@@ -882,7 +882,7 @@ class Kitchen:
         place, turn = self.place[ids], self.turn[ids].reshape(-1, 3, 3, 3)[..., :2]
         caps = self.physics.qpos[ids, 29:]
         parts = (place, turn, place - tool, self.buttons()[ids] - tool, caps)
-        flat = [part.reshape(len(place), -1) for part in parts]
+        flat = [part.reshape(len(place), math.prod(part.shape[1:])) for part in parts]
         return np.concatenate([self.pose(ids), *flat], 1, dtype=np.float32, casting="same_kind")
 
     def pixels(self, ids=slice(None)):

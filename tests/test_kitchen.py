@@ -188,6 +188,13 @@ def test_images_and_features():
     np.testing.assert_allclose(world.features()[:, :7], world.pose())
 
 
+@pytest.mark.parametrize(("obs", "shape"), [("features", (51,)), ("pixels", (64, 64, 3))])
+def test_none_of_the_robots_may_be_meant(obs, shape):
+    world = Kitchen(2, obs=obs)
+    assert world.reset([], tasks=[]).shape == (0, *shape)
+    assert world.achieved([]).shape == (0, len(SLOTS))
+
+
 # -- the operator
 
 

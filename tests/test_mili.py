@@ -737,6 +737,22 @@ def test_who_was_of_no_use_tries_again_where_it_stands(begun, monkeypatch, tmp_p
     assert len(mili.load_trials(tmp_path / "trials/1" / mili.chunk_name(0))) == 8
 
 
+def test_all_robots_may_have_been_of_no_use(begun, monkeypatch, tmp_path):
+    """Nobody begins anew then; a chunk without a trial is a file, too."""
+    run, backs = begun(tries=2, updates=2, trials=8), []
+    run.folder = tmp_path
+
+    def attempt(agent, world, f, rng, back):
+        backs.append(back.tolist())
+        return [{"achieved": np.zeros(len(env.SLOTS), bool)}] * world.n
+
+    monkeypatch.setattr(mili, "attempt", attempt)
+    while run.where()[0] != "pairs":
+        run.round()
+    assert backs == [[False] * 4, [True] * 4]
+    assert mili.load_trials(tmp_path / "trials/1" / mili.chunk_name(0)) == []
+
+
 def test_an_episode_ends_when_all_is_done_and_what_is_placed_has_been_left():
     """Where something else was placed, too, and never behind its last step."""
     states, actions = np.arange(21), np.arange(20)
