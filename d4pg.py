@@ -1,4 +1,4 @@
-"""D4PG: actors that explore, a distributional critic, a deterministic policy; and its baselines.
+"""D4PG: exploring actors, a distributional critic, a deterministic policy; and its baselines.
 
 MetaMimic (https://arxiv.org/abs/1810.05017), appendix C.1, table 1, and figure 8's baselines (D4PG,
 D4PGfD, demonstrations as a curriculum); D4PG itself is https://arxiv.org/abs/1804.08617, algorithm
@@ -8,19 +8,22 @@ D4PGfD, demonstrations as a curriculum); D4PG itself is https://arxiv.org/abs/18
     python train.py d4pg --env gymnasium:Pendulum-v1 --vmin=-1650 --vmax=10 --updates_per_step 1
 
 One learner and any number of actor processes share a replay (replay.py) and a vector of weights.
-`Run.round` is the loop of both; with --actors 0 it is all there is, in one process.
+`Run.round` is one turn of the learner's loop; with --actors 0 it also steps the only actor.
 
 Departures from the papers:
- 1. A round samples its updates' batches at once and computes their targets in one pass: the
-    target networks are the same for all of them (with images on a processor, batch by batch).
-    Priorities are so at most a round old.
- 2. Features are brought to mean 0 and variance 1 by what memory holds after the warm-up.
- 3. Every robot explores with noise of its own, from --sigma_min to --sigma_max, as Ape-X's do.
- 4. The distance between hand and block (appendix C.2) belongs to imitation: metamimic.py.
- 5. Processors with matrix units for bfloat16 may use them for float32's products (`tune`).
- 6. Where an episode ends, an item's return has fewer than N rewards, so that none is lost.
+ 1. The batches of a round of updates are sampled together and their targets computed in one pass
+    (for images on a CPU, batch by batch): the target networks do not change within a round.
+    Priorities are therefore up to a round old.
+ 2. Features are normalised to mean 0 and variance 1, as memory holds them after the warm-up.
+ 3. Each robot has exploration noise of its own, from --sigma_min to --sigma_max (in Ape-X: each ε).
+ 4. Termination by the hand-to-block distance (appendix C.2) is imitation's alone: metamimic.py.
+ 5. CPUs with bfloat16 matrix units may use them for float32 matrix products (`tune`).
+ 6. At the end of an episode, items span fewer than N steps, so that no reward is lost.
  7. D4PGfD's demonstrations are ordinary items that are never removed; Vecerik et al. 2017 also
     raise their priority, and add one-step losses.
+ 8. Atoms reach Vmax, and targets are R + γ^N z, as in Bellemare et al.; appendix C.1 divides by
+    Vbins, not Vbins - 1, and leaves out γ^N.
+ 9. Actors and learner wait for each other to keep --updates_per_step; the papers' run freely.
 """
 
 import copy
@@ -43,30 +46,30 @@ import replay
 FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "env": ("stack, or gymnasium:ID for any of gymnasium's", "stack", "stack", "stack"),
     "task": ("reach, lift or stack", "reach", "stack", "stack"),
-    "obs": ("what a perfect eye sees (features), or the camera (pixels)",)
+    "obs": ("ground-truth features, or camera images (pixels)",)
     + ("features", "features", "pixels"),
-    "size": ("of images, in pixels", 32, 64, 128),
+    "size": ("side of images, in pixels", 32, 64, 128),
     "horizon": ("T: steps of an episode (gymnasium: 0 for its own)", 20, 200, 600),
-    "actors": ("processes that act; 0: one process does all in turn", 0, 1, 4),
-    "robots": ("of each actor", 4, 32, 64),
+    "actors": ("actor processes; 0: one process acts and learns in turn", 0, 1, 4),
+    "robots": ("robots per actor", 4, 32, 64),
     "steps": ("environment steps in all", 2_000, 1_000_000, 100_000_000),
     "gamma": ("γ: discount factor", 0.95, 0.99, 0.99),
     "nstep": ("N: steps of a return", 3, 5, 5),
-    "vmin": ("Vmin: least return that the critic can tell", 0.0, 0.0, 0.0),
-    "vmax": ("Vmax: the greatest; 0, if Vmin is too: 1 / (1 - γ)", 0.0, 0.0, 100.0),
-    "atoms": ("Vbins: of the critic's distribution", 21, 101, 101),
-    "network": ("on images: " + ", ".join(networks.ENCODERS), "impala", "impala", "large"),
-    "dial": ("times the paper's width of the network on images", 0.1, 0.5, 1.0),
-    "half": ("their convolutions in bfloat16; auto: where that is quick", "no", "auto", "auto"),
+    "vmin": ("Vmin: least return on the critic's support", 0.0, 0.0, 0.0),
+    "vmax": ("Vmax: greatest; 0, if Vmin is 0, too: 1 / (1 - γ)", 0.0, 0.0, 100.0),
+    "atoms": ("Vbins: atoms of the critic's distribution", 21, 101, 101),
+    "network": ("encoder of images: " + ", ".join(networks.ENCODERS), "impala", "impala", "large"),
+    "dial": ("encoder's width, relative to the paper's", 0.1, 0.5, 1.0),
+    "half": ("its convolutions in bfloat16; auto: where faster", "no", "auto", "auto"),
     "hidden": ("width of fully connected layers", 32, 256, 256),
     "batch": ("items in a batch", 16, 128, 64),
-    "policy_lr": ("Adam's step for the policy; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
-    "critic_lr": ("Adam's step for the critic; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
-    "lr_end": ("part of those steps that is left at the end of the run", 1.0, 1.0, 1.0),
+    "policy_lr": ("policy's learning rate; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
+    "critic_lr": ("critic's learning rate; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
+    "lr_end": ("final learning rate over the initial one", 1.0, 1.0, 1.0),
     "target_period": ("updates between copies to the targets", 20, 100, 100),
-    "round": ("updates for which batches are sampled at once", 5, 10, 10),
-    "sigma_min": ("σ: exploration noise of the quietest robot", 0.05, 0.05, 0.05),
-    "sigma_max": ("σ: of the loudest", 0.4, 0.4, 0.4),
+    "round": ("updates whose batches are sampled together", 5, 10, 10),
+    "sigma_min": ("σ: least exploration noise of a robot", 0.05, 0.05, 0.05),
+    "sigma_max": ("σ: greatest", 0.4, 0.4, 0.4),
     "capacity": ("items in memory", 1_000, 500_000, 1_000_000),
     "sampling": ("uniform or prioritised, and removal likewise", "uniform", "uniform", "uniform"),
     "warmup": ("steps with random actions before learning", 100, 5_000, 10_000),
@@ -74,7 +77,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "demos": ("folder of demonstrations, for the next two", "demos", "demos", "demos"),
     "fd": ("D4PGfD: how many demonstrations to put into memory", 0, 0, 0),
     "curriculum": ("start in the first so many steps of a demonstration (paper: 300)", 0, 0, 0),
-    "seed": ("of everything that is drawn at random", 0, 0, 0),
+    "seed": ("random seed", 0, 0, 0),
     "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
     "threads": ("of the learner on a cpu", 1, 1, 1),
     "log_every": ("steps between rows of metrics.csv", 200, 5_000, 50_000),
@@ -98,15 +101,16 @@ CHOICES = {
 
 
 def project(p, R, discount, z):
-    """Φ: the distribution p of R + γ^N z, on the support z (Bellemare et al., algorithm 1).
+    """Φ: projects the distribution p of R + γ^N z onto z (Bellemare et al., algorithm 1).
 
-    p [B, N], R [B], discount [B], z [N]; what falls between two atoms is shared out by distance.
+    p [B, atoms], R [B], discount [B], z [atoms]; mass between two atoms goes to both, the nearer
+    getting more.
     """
     N, vmin, vmax = len(z), z[0], z[-1]
     Tz = R[:, None] + discount[:, None] * z  # T z_j = R + γ^N z_j  [B, N]
     b = Tz.sub_(vmin).mul_((N - 1) / (vmax - vmin))  # b_j = (T z_j - Vmin) / Δz
-    b.clamp_(0, N - 1)  # [T z_j] from Vmin to Vmax
-    lower = b.long().clamp_(0, N - 2)  # l: the last but one where b_j = N - 1
+    b.clamp_(0, N - 1)  # T z_j clipped to [Vmin, Vmax]
+    lower = b.long().clamp_(0, N - 2)  # l = ⌊b_j⌋, at most N - 2, so that u = l + 1 exists
     upward = p * b.sub_(lower)  # p_j (b_j - l)
     m = torch.zeros_like(p).scatter_add_(1, lower, p - upward)  # m_l += p_j (u - b_j)
     return m.scatter_add_(1, lower.add_(1), upward)  # m_u += p_j (b_j - l)
@@ -115,7 +119,7 @@ def project(p, R, discount, z):
 def make_networks(config, shape, actions, told=0):
     """Encoder, policy and critic, for features [F] or images [side, side, 3 k].
 
-    And, if `told`, what tells so many numbers from what the encoder sees (MetaMimic's --tell).
+    If `told`, also a linear head that predicts so many features (MetaMimic's --tell).
     """
     torch.manual_seed(config.seed)
     if len(shape) == 1:
@@ -131,7 +135,7 @@ def make_networks(config, shape, actions, told=0):
 
 
 def split(batch, size):
-    """{name: [B, ...]} in parts of so many items."""
+    """A batch {name: [B, ...]} as a list of batches of `size` items."""
     parts = [value.split(size) for value in batch.values()]
     return [dict(zip(batch, part, strict=True)) for part in zip(*parts, strict=True)]
 
@@ -140,7 +144,7 @@ METRICS = ("critic_loss", "q", "td", "gradient")  # of a round of updates
 
 
 class Agent:
-    """Networks π(o | φ) and Z(o, a | θ), their targets φ' and θ', and one update of them all."""
+    """Networks π(o | φ) and Z(o, a | θ), their target networks φ' and θ', and their updates."""
 
     def __init__(self, config, shape, actions, told=0):
         self.config, device = config, config.device
@@ -149,7 +153,7 @@ class Agent:
         self.flats = [networks.flatten(part) for part in self.online]
         self.target_flats = [networks.flatten(part) for part in self.target]
         rates = [config.critic_lr, config.policy_lr, config.critic_lr, config.critic_lr]
-        groups = {}  # one for each rate: Adam then takes one step for all that share it
+        groups = {}  # by learning rate: Adam updates a group at once
         for flat, rate in zip(self.flats, rates):
             group = {"lr": rate, "full": rate, "params": []}
             groups.setdefault(rate, group)["params"].append(flat)
@@ -159,14 +163,14 @@ class Agent:
 
     @torch.no_grad()
     def targets(self, batch):
-        """Φ(Z'): where the critic should go, by the target networks and N rewards.  [B, N]"""
+        """Φ(Z'): the critic's targets, from N rewards and the target networks.  [B, atoms]"""
         encoder, policy, critic, *_ = self.target
         x = encoder(batch["next_obs"])
         p = critic(x, policy(x)).softmax(1)  # Z(o_{t+N}, π(o_{t+N} | φ') | θ')
         return project(p, batch["reward"][:, 0], batch["discount"][:, 0], self.z)
 
     def update(self, batch, m, weights):
-        """One step of Adam on both losses; m are the targets. Metrics, and |TD| for priorities."""
+        """One Adam step on both losses, with targets m; returns metrics, and |TD| as priorities."""
         encoder, policy, critic, *tell = self.online
         x = encoder(batch["obs"])
         log_p = critic(x, batch["action"]).log_softmax(1)
@@ -174,7 +178,7 @@ class Agent:
         critic_loss = (H if weights is None else weights * H).mean()
         told = [self.config.tell * smooth_l1_loss(part(x), batch["told"]) for part in tell]
         x = x.detach()
-        critic.requires_grad_(False)  # the policy climbs the critic, and does not change it
+        critic.requires_grad_(False)  # no gradient of the policy's loss for the critic
         Q = (critic(x, policy(x)).softmax(1) * self.z).sum(1)  # Q(o, π(o | φ)) = Σ p_i z_i
         critic.requires_grad_(True)
         policy_loss = -Q.mean()  # J(φ) = -E Q
@@ -191,20 +195,20 @@ class Agent:
         return metrics, TD
 
     def anneal(self, progress):
-        """Smaller steps of Adam as the run goes on, from 0 to 1."""
+        """Decay the learning rates linearly with progress, from 0 to 1, of the run."""
         for group in self.adam.param_groups:
             group["lr"] = group["full"] * (1 - (1 - self.config.lr_end) * min(progress, 1))
 
     def learn(self, memory, count, see=dict):
-        """`count` updates (algorithms 2 and 4): mean metrics, and the last gradient's length.
+        """`count` updates (algorithms 2 and 4); returns mean metrics and the last gradient's norm.
 
-        `see` makes what the networks look at from what memory holds.
+        `see` turns a batch from memory into the networks' inputs.
         """
         size = self.config.batch
         slots, weights, batch = memory.sample(count * size)
         batch = see(batch)
         images_on_cpu = batch["obs"].dtype == torch.uint8 and self.config.device == "cpu"
-        most = size if images_on_cpu else count * size  # what a batch becomes then fits a cache
+        most = size if images_on_cpu else count * size  # a batch's activations then fit a cache
         m, total, TDs = torch.cat([self.targets(one) for one in split(batch, most)]), 0, []
         for k, one in enumerate(split(batch, size)):
             part = slice(k * size, (k + 1) * size)
@@ -222,7 +226,7 @@ class Agent:
         return metrics
 
     def act_weights(self):
-        """What actors need, as one vector."""
+        """Encoder and policy, which actors need, as one vector."""
         return torch.cat(self.flats[:2]).cpu().numpy()
 
     def state(self):
@@ -244,18 +248,18 @@ class Agent:
 
 
 class NStep:
-    """The last N steps of n robots, and what their returns have grown to.
+    """A window of n robots' last N steps, with the N-step returns accumulated so far.
 
     A step returns the items that it completes: N steps long, or shorter at an episode's end.
     """
 
     def __init__(self, n, N, gamma, rewards=1):
         self.N, self.gamma, self.age, self.at = N, gamma, np.zeros(n, np.int64), 0
-        self.kept = None  # name: [N, n, ...], what an item begins with
+        self.kept = None  # {name: [N, n, ...]}: o_t, a_t
         self.R, self.discount = np.zeros((N, n, rewards)), np.ones((N, n, rewards))
 
     def step(self, begin, reward, discount, last):
-        """begin {name: [n, ...]}, o_t and a_t; reward and discount [n, K]; last [n].
+        """begin: {name: [n, ...]}, such as o_t and a_t; reward and discount [n, K]; last [n].
 
         Returns which robots' items are complete [m], and {name: [m, ...]} with reward, discount.
         """
@@ -278,13 +282,12 @@ class NStep:
 
 def make_world(config, n, seed):
     if config.env == "stack":
-        make = env.Stack
-        return make(n, seed, config.obs, config.size, task=config.task, horizon=config.horizon)
+        return env.Stack(n, seed, config.obs, config.size, task=config.task, horizon=config.horizon)
     return env.Gymnasium(config.env.removeprefix("gymnasium:"), n, seed, config.horizon or None)
 
 
 def item_fields(world):
-    """What an item holds."""
+    """Names, shapes and types of an item's fields."""
     obs = world.observe()
     shape, dtype = obs.shape[1:], obs.dtype.type
     actions, number = (len(world.low),), ((1,), np.float32)
@@ -301,7 +304,7 @@ def pick(networks, obs):
 
 
 def scaled(action, world):
-    """From -1 to 1, to what the world takes."""
+    """Actions in [-1, 1], mapped to the world's range."""
     return world.low + (action.astype(np.float64) + 1) / 2 * (world.high - world.low)
 
 
@@ -319,7 +322,7 @@ def start_states(config):
 
 
 def ladder(config, number, robots, low, high):
-    """σ of one actor's robots, of all from the quietest to the loudest in equal ratios.  [n, 1]"""
+    """σ of one actor's robots: those of all actors' rise geometrically from low to high.  [n, 1]"""
     actors = max(config.actors, 1)
     rung = (np.arange(robots * actors) + 0.5) / max(robots * actors, 1)
     sigma = low * (high / low) ** rung
@@ -334,10 +337,10 @@ def check_finite(obs, reward):
 
 
 class Actor:
-    """A world of n robots, the policy, and what they have just done."""
+    """n robots in one world, a copy of the policy, and the window of their last N steps."""
 
     def __init__(self, config, number, items, board, life=0):
-        """`life` counts how often this actor has been begun anew: each life has its own chance."""
+        """`life` counts this actor's restarts: each has a random seed of its own."""
         self.config, self.number, self.board, (self.items,) = config, number, board, items
         chance = np.random.SeedSequence((2, config.seed, number, life))
         self.rng = np.random.default_rng(chance)
@@ -350,7 +353,7 @@ class Actor:
         self.sigma = ladder(config, number, config.robots, config.sigma_min, config.sigma_max)
         self.window = NStep(config.robots, config.nstep, config.gamma)
         self.returns = np.zeros(config.robots)  # of the present episodes, so far
-        self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # and discounted
+        self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # Σ γ^t r_t and γ^t
         self.starts = start_states(config) if config.curriculum else None
         self.begin(np.arange(config.robots))
 
@@ -364,13 +367,13 @@ class Actor:
                 self.obs[ids] = self.world.set_state(chosen, ids)
 
     def ready(self):
-        """May this actor take a step, by the rate limit and by the slots it holds?"""
+        """May this actor step: is it below its step limit, with enough free slots?"""
         board, k = self.board, self.number
-        most = self.config.robots * self.config.nstep  # items, should all episodes end at once
+        most = self.config.robots * self.config.nstep  # items, if all episodes end at once
         return board.steps[k] < board.limit[k] and self.items.room(k) >= most
 
     def step(self):
-        """One step of every robot: act, look, remember.  (MetaMimic's algorithm 3)"""
+        """One step of every robot: act, observe, store.  (MetaMimic's algorithm 3)"""
         config, world, board, k = self.config, self.world, self.board, self.number
         self.version, weights = replay.read_weights(board, self.version)
         if weights is not None:
@@ -393,7 +396,7 @@ class Actor:
         board.steps[k] += world.n
 
     def check(self, obs, reward):
-        """Stop at the source of a NaN, and of returns that the critic's support cannot tell."""
+        """Stop at the first NaN, and at a return outside the critic's support."""
         check_finite(obs, reward)
         self.G += self.weight * reward  # Σ γ^t r_t
         self.weight *= self.config.gamma
@@ -406,7 +409,7 @@ class Actor:
             )
 
     def state(self):
-        """All that the future depends on, if the world can tell."""
+        """What a resumed run needs, if the world's state can be read; else {}."""
         if not hasattr(self.world, "get_state"):
             return {}
         return {"rng": self.rng.bit_generator.state, "world": self.world.get_state(),
@@ -428,9 +431,9 @@ class Actor:
 
 
 def actor_process(make, parent, config, number, items, board, *rest):
-    """An actor in a process of its own: until told to stop, or the learner is gone.
+    """An actor's process: it runs until told to stop, or until the learner is gone.
 
-    Ctrl-C is the parent's alone: children inherit that it is to be ignored.
+    It ignores Ctrl-C, as inherited from `Crew.start`; only the parent handles it.
     """
     tune(threads=1)
     try:
@@ -453,31 +456,31 @@ def actor_process(make, parent, config, number, items, board, *rest):
 
 
 class Learner:
-    """An agent, the memory that it learns from, and what it has learned since the last row."""
+    """An agent, its replay memory, and sums of its metrics since the last row of metrics.csv."""
 
     def __init__(self, agent, fields, robots, name="", sampling="uniform", see=dict):
-        """`robots` of each actor fill the memory."""
+        """`robots`: how many of each actor's write to the memory; `see`: as for `Agent.learn`."""
         config = self.config = agent.config
         self.agent, self.name, self.sampling, self.see = agent, name, sampling, see
         ring, actors = max(1024, 4 * robots * config.nstep), max(config.actors, 1)
         self.items, self.memory = replay.Items(fields, config.capacity, actors, ring), None
-        self.share, self.credit = 1.0, 0.0  # of all rounds; and how many of them it is behind
+        self.share, self.credit = 1.0, 0.0  # its share of the rounds; rounds it is owed
         self.scaled, self.sums, self.rounds = False, dict.fromkeys(METRICS, 0.0), 0
 
     def take(self):
-        """Take the memory that `items.bytes` tells of."""
+        """Allocate the memory, of `items.bytes`."""
         config = self.config
         self.memory = replay.Replay(self.items, self.sampling, config.seed, config.device)
 
     def fit_scale(self, features, least=0.01):
-        """Bring features to mean 0 and variance 1, from examples."""
+        """Normalise features to mean 0 and variance 1 over examples."""
         self.scaled = True
         self.agent.online[0].fit(torch.as_tensor(features), least)
         self.agent.target_flats[0].copy_(self.agent.flats[0])
 
     def learn(self):
         """One round of updates."""
-        if not self.scaled and "obs" in self.items.columns:  # there are features in memory
+        if not self.scaled and "obs" in self.items.columns:  # observations are features
             live = self.memory.index.live()
             rows = self.items.shared.rows[live[:: -(-len(live) // 10_000)]]
             self.fit_scale(rows[:, self.items.columns["obs"]])
@@ -503,7 +506,7 @@ class Learner:
 
 
 class Crew:
-    """Actor processes: begun, begun anew where they were killed, and ended."""
+    """Actor processes: starts them, restarts those that were killed, stops them."""
 
     def __init__(self, config, actor, items, board, aids=()):
         """`actor` is the class of actors, `items` what they fill, `aids` what else they need."""
@@ -511,7 +514,7 @@ class Crew:
         self.board, self.aids = board, aids
         actors = max(config.actors, 1)
         self.processes, self.lives, self.looked = [None] * actors, [0] * actors, 0.0
-        self.deaths, self.steps_then = [0] * actors, [-1] * actors  # without a step in between
+        self.deaths, self.steps_then = [0] * actors, [-1] * actors  # deaths in a row without a step
 
     def start(self, k):
         context = multiprocessing.get_context("spawn")
@@ -524,12 +527,16 @@ class Crew:
             signal.signal(signal.SIGINT, ours)
         self.processes[k], self.lives[k] = process, self.lives[k] + 1
 
-    def inline(self):
-        """One actor in this process."""
-        return self.actor(self.config, 0, self.items, self.board, self.lives[0], *self.aids)
+    def begin(self):
+        """Start all actors; with --actors 0, return the one that acts in this process."""
+        if self.config.actors == 0:
+            return self.actor(self.config, 0, self.items, self.board, self.lives[0], *self.aids)
+        for k in range(self.config.actors):
+            self.start(k)
+        return None
 
     def supervise(self):
-        """Ten times a second: begin killed actors anew, stop at what an actor gave up on."""
+        """Ten times a second: restart killed actors, raise the error of one that failed."""
         now = time.monotonic()
         if now < self.looked + 0.1:
             return
@@ -548,7 +555,7 @@ class Crew:
             self.start(k)
 
     def close(self):
-        """Stop the actors, gently and then not."""
+        """Ask the actors to stop; kill those that have not after two seconds."""
         self.board.stop[0] = 1
         deadline = time.monotonic() + 2
         for process in filter(None, self.processes):
@@ -559,22 +566,22 @@ class Crew:
 
 
 class Run:
-    """A training run: learners, actors; `round` is one turn of the loop of both."""
+    """A training run: learners and actors; `round` is one turn of its loop."""
 
     def __init__(self, config, learners, actor, play, aids=(), mark=0):
-        """`actor` is the class of actors, `aids` what they need beside memory; `play` evaluates.
+        """`actor`: the actors' class; `aids`: its further arguments; `play`: evaluates policies.
 
-        `mark` is a number that tells the run's data from others.
+        `mark`: a checksum of the demonstrations, 0 for none.
         """
         self.config, self.learners, self.aids, self.mark = config, learners, aids, mark
-        self.play, self.elapsed = play, 0.0  # part of the time that there is
+        self.play, self.elapsed = play, 0.0  # fraction of --minutes that has passed
         actors, items = max(config.actors, 1), [learner.items for learner in learners]
         self.board = replay.make_board(actors, len(self.act_weights()), len(learners))
         self.crew, self.inline = Crew(config, actor, items, self.board, aids), None
 
     @property
     def bytes(self):
-        """Of shared memory, that `take` takes."""
+        """Size of the shared memory that `take` allocates."""
         return sum(learner.items.bytes for learner in self.learners)
 
     def take(self):
@@ -582,7 +589,7 @@ class Run:
             learner.take()
 
     def start(self, state=None):
-        """Begin, or go on from a checkpoint."""
+        """Start, or resume from a checkpoint's state."""
         if self.learners[0].memory is None:
             self.take()
         if state:
@@ -590,15 +597,11 @@ class Run:
         elif self.config.fd:
             remember_demos(self.config, self.learners[0])
         replay.publish_weights(self.board, self.act_weights())
-        if self.config.actors == 0:
-            self.inline = self.crew.inline()
-            if state:
-                self.inline.load(state["actor"])
-            if not self.inline.state():  # a world that cannot be saved begins anew
-                self.crew.lives[0] += 1
-        else:
-            for k in range(self.config.actors):
-                self.crew.start(k)
+        self.inline = self.crew.begin()
+        if self.inline and state:
+            self.inline.load(state["actor"])
+        if self.inline and not self.inline.state():  # its world cannot be saved: reseed next time
+            self.crew.lives[0] += 1
         return self
 
     def close(self):
@@ -616,14 +619,14 @@ class Run:
         return sum(learner.agent.updates for learner in self.learners)
 
     def progress(self):
-        """For a bar: the phase, what is done of it, of how much."""
+        """For the progress bar: phase, steps done, steps in all."""
         return "", self.steps, self.config.steps
 
     def finished(self):
         return self.steps >= self.config.steps and self.due() < self.config.round
 
     def due(self):
-        """Updates that the environment steps so far have earned."""
+        """Updates that the environment steps so far call for, less those made."""
         config, steps = self.config, self.steps
         enough = all(len(learner.memory) >= config.batch for learner in self.learners)
         if steps < config.warmup or not enough:
@@ -631,7 +634,7 @@ class Run:
         return int((steps - config.warmup) * config.updates_per_step) - self.updates
 
     def round(self):
-        """Act (if nobody else does), collect, learn."""
+        """Act (with --actors 0), collect new items, learn if a round of updates is due."""
         self.crew.supervise()
         self.set_limits()
         if self.inline and self.inline.ready():
@@ -655,14 +658,14 @@ class Run:
             most = min(most, config.warmup + ahead)
         self.board.limit[:] = -(-most // len(self.board.limit))
 
-    # -- what is told of a run, and what a checkpoint holds
+    # -- results, rows of metrics.csv, checkpoints
 
     def evaluate(self, episodes, stop=None):
-        """Results of the present policies; None if `stop` is asked for meanwhile."""
+        """Evaluate the current policies; None if `stop` is asked for meanwhile."""
         return self.play(self.config, self.eyes(), episodes, stop)
 
     def eyes(self):
-        """The present policies, to play with."""
+        """Copies of the current networks, to evaluate."""
         return [copy.deepcopy(learner.agent.online) for learner in self.learners]
 
     def row(self):
@@ -688,10 +691,9 @@ class Run:
         }
 
     def load_policies(self, state):
-        """Only what is needed to look at a run."""
-        theirs, here = state["mark"], f"here are others, in {self.config.demos}"
-        same = self.mark in (0, theirs)
-        env.check(same, f"the run was trained on other demonstrations than there are; {here}")
+        """Only the networks, to evaluate a run."""
+        same, folder = self.mark in (0, state["mark"]), self.config.demos
+        env.check(same, f"the run was trained on other demonstrations than {folder} has")
         for learner, saved in zip(self.learners, state["learners"], strict=True):
             learner.agent.load(saved["agent"])
 
@@ -718,15 +720,15 @@ def make_run(config):
 
 
 def complete(config):
-    """A copy, with what follows from the rest."""
+    """A copy of the flags, with Vmax derived from γ if it is not given."""
     config = SimpleNamespace(**vars(config))
     env.check(0 < config.gamma < 1, f"--gamma is {config.gamma}; expected between 0 and 1")
-    if config.vmax == 0 and config.vmin >= 0:
+    if config.vmax == config.vmin == 0:
         config.vmax = 1 / (1 - config.gamma)
     return config
 
 
-LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
+LIMITS = {  # of flags: least and greatest value; else 1 and 10**15
     "actors": (0, 1000), "robots": (1, 10_000), "updates_per_step": (0, 1000), "nstep": (1, 1000),
     "hidden": (1, 10_000), "dial": (0, 10), "eval_episodes": (1, 10_000), "atoms": (2, 10_000),
     "policy_lr": (0, 1), "critic_lr": (0, 1), "sigma_min": (1e-9, 100), "sigma_max": (1e-9, 100),
@@ -737,7 +739,7 @@ LIMITS = {  # of flags: least and greatest; 1 and no end where nothing is said
 
 
 def check_flags(config, flags, limits):
-    """Refuse numbers that no run could have."""
+    """Refuse flags out of range."""
     for name, (_, *values) in flags.items():
         value, (low, high) = getattr(config, name), limits.get(name, (1, 10**15))
         good = isinstance(value, str) or low <= value <= high  # false for a NaN, too
@@ -749,7 +751,7 @@ def check_flags(config, flags, limits):
 
 
 def check_config(config, flags, limits, others=0):
-    """Refuse, before anything runs; `others` are robots that do not fill the first memory."""
+    """Refuse wrong flags before the run; `others`: robots that do not fill the first memory."""
     check = env.check
     check_flags(config, flags, LIMITS | limits)
     good = config.sigma_min <= config.sigma_max
@@ -757,7 +759,7 @@ def check_config(config, flags, limits, others=0):
     check(config.env == "stack" or config.env.startswith("gymnasium:"),
           f"--env is {config.env!r}; it is stack, or gymnasium:ID")  # fmt: skip
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")
-    # windows of n steps hold items back: a batch must be there before the limit waits for it
+    # N-step windows delay items: without a batch after the warm-up, the run would wait forever
     least = config.batch + config.robots * max(config.actors, 1) * config.nstep
     least = -(-least * (config.robots + others) // config.robots)
     check(config.warmup >= least, f"--warmup is {config.warmup}; {least} are needed for a batch")
@@ -773,9 +775,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 def tune(threads):
     """Settings that make a cpu quicker (departure 5)."""
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # chances of 1e-40 cost more than those of 0, and mean the same
-    # oneDNN multiplied matrices twice as fast as MKL on the AMD processor that we measured, and
-    # as exactly; on processors with matrix units for bfloat16 it uses those.
+    torch.set_flush_denormal(True)  # 1e-40 is slower to compute with than 0, and as good
+    # Use oneDNN: on the AMD processor that we measured, twice as fast as MKL, and as exact.  On
+    # processors with bfloat16 matrix units, it uses these.
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     # glibc returns freed memory to the system, to take it again, page by page, in the next update:
     # a fifth of the time of a network that looks at images.  Let it keep what it has.
@@ -787,13 +789,16 @@ def tune(threads):
 
 
 def check_demos(config):
-    """Refuse, before anything runs, what D4PGfD and the curriculum cannot use."""
+    """Refuse, before the run starts, demonstrations that --fd or --curriculum cannot use."""
     if config.fd:
         good = config.env == "stack" and config.task == "stack"
         env.check(good, "--fd needs --env stack --task stack: the files hold that task's rewards")
         most = config.fd * config.horizon
         env.check(most < config.capacity, f"--fd {config.fd} is {most} items; raise --capacity")
-        demonstrations(config, ("states", "actions", "rewards"), config.fd)
+        demos = demonstrations(config, ("states", "actions", "rewards"), config.fd)
+        lengths = sorted({len(demo["actions"]) for demo in demos})
+        env.check(len(lengths) == 1, f"--fd: {config.demos} has demonstrations of {lengths} steps; "
+                  "make some of one length: python train.py demos --horizon T")  # fmt: skip
     if config.curriculum:
         env.check(config.env == "stack", "--curriculum needs --env stack")
         start_states(config)
@@ -823,7 +828,7 @@ def remember_demos(config, learner):
 
 
 def evaluate(config, eyes, episodes, stop=None, seed=1_000_003):
-    """Return of the policy without noise, over one episode of each of so many robots."""
+    """Return of the policy without noise: one episode each of `episodes` robots."""
     (eyes,) = eyes
     world = make_world(config, episodes, seed)
     obs, total, running = world.observe(), np.zeros(episodes), np.ones(episodes, bool)

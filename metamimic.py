@@ -1,4 +1,4 @@
-"""MetaMimic: a policy that copies any demonstration in one shot, and one that beats them all.
+"""MetaMimic: one policy imitates any demonstration in one shot, another outperforms them all.
 
 https://arxiv.org/abs/1810.05017: sections 2.1 and 2.2, equations 1 and 2, algorithms 1 to 4, table
 1, appendix C.2.  The learners are D4PG's (d4pg.py), the networks of figure 3 are in networks.py.
@@ -6,40 +6,42 @@ https://arxiv.org/abs/1810.05017: sections 2.1 and 2.2, equations 1 and 2, algor
     python train.py                          demonstrations, training, a table and pictures
     python train.py eval runs/NAME --demo FILE          imitate one file in one shot
 
-A demonstration is a sequence of observations d_1, ..., d_T, and of the world's states, to begin
-in; no action and no reward of a demonstrator is ever read.  Robots that imitate follow π(o_t,
-d_{t+1}); robots that do the task follow π(o_t).  Imitation ends early where it is lost: a
-termination for imitation, while for the task the episode is merely cut.  A demonstration's last
-frame is no termination for either.
+A demonstration is a sequence of observations d_1, ..., d_T, stored with simulator states to start
+episodes from; demonstrators' actions and rewards are never read.  Imitating robots act by π(o_t,
+d_{t+1}), task robots by π(o_t).  An imitation episode ends early once the robot has lost track of
+the demonstration: for the imitation learner a termination, for the task learner a truncation.
+Reaching a demonstration's last frame is a truncation for both.
 
 Departures from the paper, and what it leaves open:
- 1. Eq. 2 as it stands pays up to 17 a step, far more than Vmax = 100 allows at γ = 0.99.  Here β1
-    and β2 stand within the exponents and both parts are halved: at most 1 a step, and 0.5, table
-    1's cutoff, means lost.
- 2. Distances in eq. 2 are in units, which the paper does not tell and which decide how fast
-    imitation is learned (results/LOG.md): positions of 15 cm and 0.15 rad, velocities and
-    rotations ten times that; images whose pixels differ by 0.5 (root mean square) are 1 apart.
-    Beside images, the last wrist joint, which small ones hardly show, counts a tenth.
- 3. With --obs features, what a perfect eye sees of the blocks, and of the hand from them, stands
-    for the image; policies then see the body, too.  The goal enters as d_{t+1} - o_t, scaled by
-    what it is from frame to frame, as both networks' features are by the demonstrations'.
- 4. Hand to block may be 3 cm from the demonstration's.  Appendix C.2's 0.01 is 1 cm as a distance
-    and 10 cm as its square: the first ends episodes of learners after two steps, the second keeps
-    robots that have long lost the block.  With features, the cutoff strikes before 3 cm do; who
-    learns from images has to be allowed to err for longer (figures/metamimic.py, SMALL).
- 5. On small machines imitation looks less far ahead, γ = 0.9, as the next frame tells nearly all,
-    and so does the task, γ = 0.98; Adam's steps are longer and shrink towards the end (--lr_end).
- 6. Half of all episodes start amid a demonstration (the paper's curriculum starts all); --amid 0
-    is the paper without a curriculum, --amid 1 with it.
- 7. One process trains both learners in turn, by --task_share; each has a memory of its own, which
-    the imitating robots both fill, since one removes by priority, the other first in, first out.
- 8. The networks learn from images that are shifted at random, by up to --shift pixels: a few
-    hundred demonstrations are too few to tell where things are from where they were.  And their
-    encoders learn, beside the critic's loss, to tell what a perfect eye would see of o_t, and from
-    there to d_{t+1} (--tell), as rewards alone teach to see too slowly; robots act on images alone.
- 9. The goal that a policy is given may be further ahead than d_{t+1} (--ahead), which the reward is
-    always told from: in an image of 48 pixels a hand moves by less than one in a step.
-10. --preset paper keeps 300,000 items: table 1's million images would take 98 GB a memory.
+ 1. Eq. 2 as printed pays up to β1 + β2 = 17 a step, where Vmax = 100 at γ = 0.99 allows 1.  Here
+    β1 and β2 scale the distances inside the exponentials and both terms are halved: at most 1 a
+    step, so that a reward below 0.5, table 1's cutoff, means that tracking is lost.
+ 2. The paper gives no units for eq. 2's distances; how fast imitation is learned depends on them
+    (results/LOG.md).  Positions count in 15 cm and 0.15 rad; velocities and rotation matrices in
+    ten times that.  Images whose root mean square difference is 0.5 (of 1) have distance 1.  With
+    images, the last wrist joint, which small ones hardly show, has a unit ten times as large.
+ 3. With --obs features, exact block poses and hand-to-block vectors replace the image, and policies
+    see the body, too.  The goal enters as d_{t+1} - o_t, normalised by the statistics of
+    differences between frames; other features by those of the demonstrations' frames.
+ 4. The hand-to-block vector may be 3 cm off the demonstration's.  Appendix C.2's 0.01 is 1 cm if it
+    is a distance, 10 cm if a squared one: the first ends untrained policies' episodes after two
+    steps, the second keeps robots that have long lost the block.  With features, the cutoff acts
+    before 3 cm do; learning from images needs looser limits (SMALL in figures/metamimic.py).
+ 5. The classroom preset discounts more: γ = 0.9 for imitation, where the next frame tells nearly
+    everything, and 0.98 for the task.  Its learning rates are higher, and decay (--lr_end).
+ 6. Half of all episodes start in the middle of a demonstration (with the paper's curriculum, all);
+    --amid 0 is the paper without a curriculum, --amid 1 with it.
+ 7. One process trains both learners in turn (--task_share).  Each has its own memory, since one
+    removes by priority and the other first in, first out; imitating robots write to both.
+ 8. Training images are shifted at random by up to --shift pixels: a few hundred demonstrations are
+    too few to learn where things are, rather than where they were.  With --tell, encoders also
+    learn to predict the features of o_t and the difference to d_{t+1} (an auxiliary loss), as from
+    rewards alone they learn to see too slowly; robots act on images alone.
+ 9. The goal shown to the policy may be further ahead than d_{t+1} (--ahead): in an image of 48
+    pixels a hand moves by less than one pixel a step.  The reward always compares with d_{t+1}.
+10. --preset paper keeps 300,000 items: table 1's million would take 98 GB in each memory.
+11. Items also hold the goal that belongs to o_{t+N}: the bootstrap needs it, and the transitions of
+    algorithms 1 and 2 lack it.
 """
 
 import zlib
@@ -54,39 +56,37 @@ import env
 import networks
 import replay
 
-FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
-    name: values
-    for name, values in d4pg.FLAGS.items()
-    if name not in ("env", "fd", "sampling", "vmin", "vmax")
-} | {
+OWN = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "demos": ("folder of demonstrations", "demos", "demos", "demos"),
-    "demonstrations": ("of person A to learn from", 4, 500, 500),
-    "validation": ("of person B to validate by", 4, 200, 200),
-    "robots": ("of each actor that imitate", 4, 32, 64),
-    "task_robots": ("of each actor that do the task", 4, 64, 64),
+    "demonstrations": ("A's demonstrations to train on", 4, 500, 500),
+    "validation": ("B's demonstrations to validate on", 4, 200, 200),
+    "robots": ("imitating robots per actor", 4, 32, 64),
+    "task_robots": ("task robots per actor", 4, 64, 64),
     "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.07, 0.1),
-    "lr_end": ("part of Adam's steps that is left at the end of the run", 1.0, 0.1, 1.0),
+    "lr_end": ("final learning rate over the initial one", 1.0, 0.1, 1.0),
     "steps": ("environment steps in all", 2_000, 3_500_000, 200_000_000),
     "capacity": ("items in each memory", 1_000, 1_000_000, 300_000),
     "gamma": ("γ: discount factor of the task", 0.9, 0.98, 0.99),
     "imitation_gamma": ("γ of imitation", 0.95, 0.9, 0.99),
-    "beta_image": ("β1: in eq. 2, of what is seen", 15.0, 15.0, 15.0),
-    "beta_body": ("β2: of the body", 2.0, 2.0, 2.0),
+    "beta_image": ("β1 of eq. 2: image distance", 15.0, 15.0, 15.0),
+    "beta_body": ("β2 of eq. 2: body distance", 2.0, 2.0, 2.0),
     "cutoff": ("imitation ends early below this reward", 0.5, 0.5, 0.5),
-    "deviation": ("or where hand to block is off by so much, m", 0.03, 0.03, 0.03),
-    "amid": ("part of the episodes that start amid a demonstration", 0.5, 0.5, 0.0),
-    "curriculum": ("within its first so many steps", 10, 100, 300),
-    "ahead": ("of o_t, by so many frames, is the goal that policies see", 1, 1, 1),
-    "shift": ("images by up to so many pixels, at random, to learn from", 0, 4, 0),
-    "tell": ("weight of telling from images what a perfect eye sees", 0.0, 1.0, 0.0),
-    "task_share": ("part of the updates that train the task policy", 0.5, 0.7, 0.5),
-    "sigma_min": ("σ: exploration noise of the quietest robot that imitates", 0.05, 0.05, 0.05),
-    "sigma_max": ("σ: of the loudest", 0.25, 0.5, 0.5),
-    "task_sigma_min": ("σ: of the quietest that does the task", 0.05, 0.02, 0.02),
-    "task_sigma_max": ("σ: of the loudest", 0.25, 0.25, 0.25),
+    "deviation": ("or with the hand-to-block vector this far off, m", 0.03, 0.03, 0.03),
+    "amid": ("fraction of episodes that start amid a demonstration", 0.5, 0.5, 0.0),
+    "curriculum": ("these start within its first so many steps", 10, 100, 300),
+    "ahead": ("frames from o_t to the goal shown; 1: d_{t+1}", 1, 1, 1),
+    "shift": ("random shift of training images, pixels at most", 0, 4, 0),
+    "tell": ("weight of predicting features from images", 0.0, 1.0, 0.0),
+    "task_share": ("fraction of updates for the task learner", 0.5, 0.7, 0.5),
+    "sigma_min": ("σ: least exploration noise of imitating robots", 0.05, 0.05, 0.05),
+    "sigma_max": ("σ: their greatest", 0.25, 0.5, 0.5),
+    "task_sigma_min": ("σ: least exploration noise of task robots", 0.05, 0.02, 0.02),
+    "task_sigma_max": ("σ: their greatest", 0.25, 0.25, 0.25),
     "eval_every": ("steps between evaluations", 1_000, 250_000, 1_000_000),
-    "eval_episodes": ("of A's and B's demonstrations, in each of them", 4, 32, 64),
+    "eval_episodes": ("demonstrations each of A and B per evaluation", 4, 32, 64),
 }
+LEFT_OUT = {"env", "fd", "sampling", "vmin", "vmax", *OWN}
+FLAGS = {name: of for name, of in d4pg.FLAGS.items() if name not in LEFT_OUT} | OWN
 LIMITS = {
     "task_robots": (0, 10_000), "imitation_gamma": (0, 1), "beta_image": (0, 1e6),
     "beta_body": (0, 1e6), "cutoff": (0, 1), "deviation": (0, 100), "amid": (0, 1),
@@ -102,10 +102,10 @@ IMITATION, TASK = 0, 1  # kinds of robots, learners and rewards
 
 
 def load_demos(config, source, count):
-    """The first `count` of a folder, or one file: all their frames one after the other.
+    """The first `count` demonstrations of a folder, or a file's one, their frames concatenated.
 
-    frames: what a policy sees of each (features or an image); features: what a perfect eye would
-    see; states: of the world, to begin in; first and end: a demonstration's frames.
+    Of each frame: what policies see (`frames`: features or an image), its ground-truth features,
+    its simulator state.  Of each demonstration: the indices of its first and last (`end`) frame.
     """
     every = env.load_demos(source, "stack", ("states", "obs/features"), count)
     world = d4pg.make_world(config, 1, 0)
@@ -118,8 +118,8 @@ def load_demos(config, source, count):
     features = np.concatenate([demo["obs/features"] for demo in every])
     states = np.concatenate([demo["states"] for demo in every])
     end = np.cumsum([len(demo["states"]) for demo in every]) - 1
-    most = "fewer --demonstrations, whose numbers must fit into a float32"
-    env.check(len(states) < 2**24, f"{len(states)} frames are too many: {most}")
+    advice = "lower --demonstrations; frame indices are stored as float32"
+    env.check(len(states) < 2**24, f"{len(states)} frames are too many: {advice}")
     demos = replay.Shared(
         frames=((len(states), *look.shape[1:]), look.dtype.type),
         features=(features.shape, np.float32), states=(states.shape, np.float64),
@@ -150,7 +150,7 @@ def check_demo(config, demo, world):
 
 
 def task_rewards(config, demos, count):
-    """What the first demonstrations earn, judged by their states.  [T, count]"""
+    """Task rewards of the first `count` demonstrations, computed from their states.  [T, count]"""
     world, rewards = env.Stack(count, horizon=config.horizon), []
     for t in range(1, config.horizon + 1):
         frame, going = at(demos, count, t)
@@ -160,7 +160,7 @@ def task_rewards(config, demos, count):
 
 
 def at(demos, count, t):
-    """The first demonstrations' frames at time t, the last where they are over; are they going?"""
+    """Indices of the first `count` demonstrations' frames at t, or their last; which reach t."""
     frame, end = demos.first[:count] + t, demos.end[:count]
     return np.minimum(frame, end), frame <= end
 
@@ -174,17 +174,17 @@ for name in ("joint_velocities", "pinch_velocity"):
     UNITS[env.Stack.FEATURES[name]] = 1.5  # rad/s, m/s
 for name in ("block_a", "block_b"):
     UNITS[env.Stack.FEATURES[name]][3:] = 1.5  # elements of rotation matrices
-UNITS_SEEN = UNITS.copy()  # beside images, which at small sizes hardly show the last wrist joint
+UNITS_SEEN = UNITS.copy()  # with images: small ones hardly show the last wrist joint
 UNITS_SEEN[env.Stack.FEATURES["joints"].start + 5] = 1.5
-BODY, SEEN = slice(0, 24), slice(24, 51)  # the arm; blocks, and hand and blocks from each other
-PIXEL = 0.5  # root mean square difference of images, of 1, that counts as one
+BODY, SEEN = slice(0, 24), slice(24, 51)  # arm; block poses and relative positions
+PIXEL = 0.5  # unit of image distance: root mean square of differences in [0, 1]
 HAND_TO_BLOCK = env.Stack.FEATURES["pinch_to_a"]
 
 
 def tracking(config, o, d, image_o=None, image_d=None):
-    """Both parts of eq. 2, of what is seen and of the body, from 0 to 1.  [2, n]
+    """The two terms of eq. 2, image and body, each from 0 to 1.  [2, n]
 
-    By features, or by images and the body's features.
+    o and d are features; the image term compares images where these are given.
     """
     difference = (o - d) / (UNITS if image_o is None else UNITS_SEEN)
     body = (difference[:, BODY] ** 2).sum(1)  # |o_body - d_body|²
@@ -197,20 +197,20 @@ def tracking(config, o, d, image_o=None, image_d=None):
 
 
 def lost(config, reward, o, d):
-    """Early termination: a reward below the cutoff (table 1), the hand off its way (C.2).  [n]"""
+    """Early termination: reward below the cutoff (table 1), or hand-to-block off (C.2).  [n]"""
     off = np.linalg.norm((o - d)[:, HAND_TO_BLOCK], axis=1)
     return (reward < config.cutoff) | (off > config.deviation)
 
 
 def see(obs, goal):
-    """What the imitation policy looks at: o_t and d_{t+1}, of features d_{t+1} - o_t.  [B, ...]"""
+    """The imitation policy's input: o_t and d_{t+1} (features: d_{t+1} - o_t).  [B, ...]"""
     if obs.dtype == torch.uint8:
         return torch.cat((obs, goal), 3)
     return torch.cat((obs, goal - obs), 1)
 
 
 def shifted(images, most, rng):
-    """Each by up to `most` pixels down or up and right or left, the edge repeated.  [B, H, W, C]"""
+    """Random shifts of each image, up to `most` pixels, edges repeated.  [B, H, W, C]"""
     B, H, W, C = images.shape
     down, right = torch.from_numpy(rng.integers(-most, most + 1, (2, B, 1)))
     row = torch.arange(B)[:, None] * H + (torch.arange(H) - down).clamp(0, H - 1)  # [B, H]
@@ -220,12 +220,12 @@ def shifted(images, most, rng):
 
 
 def tells(config):
-    """Do the networks learn to tell features from images?"""
+    """Do encoders of images also learn to predict features?"""
     return config.obs == "pixels" and config.tell > 0
 
 
 def shapes(shape):
-    """Of what the imitation policy and the task policy look at."""
+    """Input shapes of the imitation policy and of the task policy, from that of o_t."""
     return ((2 * shape[0],) if len(shape) == 1 else (*shape[:2], 2 * shape[2])), shape
 
 
@@ -260,12 +260,12 @@ class Actor:
         self.sigma = np.concatenate([d4pg.ladder(config, number, *s) for s in sigmas])  # [n, 1]
         gammas = np.array([config.imitation_gamma, config.gamma])
         self.window = d4pg.NStep(n, config.nstep, gammas, rewards=2)
-        self.returns = np.zeros((n, 2))  # of the present episodes, so far: imitation, task
-        self.frame, self.end = np.zeros((2, n), np.int64)  # d_t, and the demonstration's last
+        self.returns = np.zeros((n, 2))  # of the current episodes so far: imitation, task
+        self.frame, self.end = np.zeros((2, n), np.int64)  # indices of d_t and of the last frame
         self.begin(np.arange(n))
 
     def begin(self, ids):
-        """New episodes: at a demonstration's beginning, amid one, or (task) anywhere."""
+        """Start episodes at a demonstration's first frame, a later one, or (task) at random."""
         if not len(ids):
             return
         config, demos, rng = self.config, self.demos, self.rng
@@ -278,21 +278,21 @@ class Actor:
         placed = (ids < self.m) | amid
         if not placed.all():
             self.obs[ids[~placed]] = self.world.reset(ids[~placed])
-        if placed.any():  # set initial state o_1 to initial demo state d_1
+        if placed.any():  # set initial state o_1 to demo state d_1 (or d_t)
             ids = ids[placed]
             self.obs[ids] = self.world.set_state(demos.states[self.frame[ids]], ids)
 
     def ready(self):
-        """May this actor take a step, by the rate limit and by the slots it holds?"""
+        """May this actor step: is it below its step limit, with enough free slots?"""
         board, k, robots = self.board, self.number, (self.m, self.world.n)
-        room = all(  # for all items that there are, should all episodes end at once
+        room = all(  # for nstep items a robot, if all episodes end at once
             items.room(k) >= n * self.config.nstep
             for items, n in zip(self.items, robots, strict=True)
         )
         return board.steps[k] < board.limit[k] and room
 
     def act(self, goal):
-        """a_t, with noise: of all robots.  [n, 9]"""
+        """a_t of all robots, with exploration noise.  [n, 9]"""
         config, m, shape = self.config, self.m, (self.world.n, len(self.world.low))
         if self.board.steps[self.number] * max(config.actors, 1) < config.warmup:
             return self.rng.uniform(-1, 1, shape).astype(np.float32)
@@ -302,12 +302,12 @@ class Actor:
         return (np.concatenate([imitation, task]) + noise).clip(-1, 1)
 
     def step(self):
-        """One step of every robot: a turn of the loops over t in algorithms 1 and 3."""
+        """One step of every robot: the bodies of the loops over t in algorithms 1 and 3."""
         config, world, demos, board, m = self.config, self.world, self.demos, self.board, self.m
         self.version, weights = replay.read_weights(board, self.version)
         if weights is not None:
             networks.unflatten(self.flats, weights)
-        goal = np.minimum(self.frame + 1, self.end)  # d_{t+1}, a frame's number  [n]
+        goal = np.minimum(self.frame + 1, self.end)  # index of d_{t+1}  [n]
         shown = np.minimum(self.frame + config.ahead, self.end)
         told = {"told": world.features()} if tells(config) else {}
         action = self.act(shown)  # sample action a_t = π(o_t, d_{t+1})
@@ -326,7 +326,7 @@ class Actor:
 
         self.frame = goal
         begin = {"obs": self.obs, "action": action, "goal": np.float32(shown[:, None])}
-        begin |= told  # o_t as a perfect eye sees it
+        begin |= told  # o_t's features, for --tell
         robot, items = self.window.step(begin, rewards, discounts, last)
         items["next_obs"] = next_obs[robot]
         items["next_goal"] = np.float32(np.minimum(goal + config.ahead, self.end)[robot][:, None])
@@ -340,7 +340,7 @@ class Actor:
         board.steps[self.number] += world.n
 
     def remember(self, robot, items):
-        """Store (o_t, a_t, o_{t+1}, r_task, r_imitate, d_{t+1}) in M, each learner's part."""
+        """Store (o_t, a_t, o_{t+1}, r_task, r_imitate, d_{t+1}) in M: each memory gets its part."""
         for kind, memory in enumerate(self.items):
             rows = np.flatnonzero((robot < self.m) | (kind == TASK))
             theirs = {name: items[name][rows] for name in memory.fields}
@@ -348,7 +348,7 @@ class Actor:
             memory.write(self.number, theirs)
 
     def state(self):
-        """All that the future depends on."""
+        """What a resumed run needs to go on bit for bit."""
         return {"rng": self.rng.bit_generator.state, "world": self.world.get_state(),
                 "episode": self.world.physics.episode, "window": vars(self.window),
                 "returns": self.returns, "frame": self.frame, "end": self.end}  # fmt: skip
@@ -367,7 +367,7 @@ class Actor:
 
 
 def make_learners(config, demos):
-    """Both are given D4PG ("an off-policy RL algorithm A") and a memory M."""
+    """The imitation and the task learner: D4PG ("an off-policy RL algorithm A"), a memory M."""
     world = d4pg.make_world(config, 1, 0)
     fields, number = d4pg.item_fields(world), ((1,), np.float32)
     if tells(config):
@@ -376,9 +376,8 @@ def make_learners(config, demos):
         frames, features = (
             torch.from_numpy(x).to(config.device) for x in (demos.frames, demos.features)
         )
-    mimic = SimpleNamespace(**vars(config))
-    mimic.gamma = config.imitation_gamma
-    mimic.vmax = 1 / (1 - mimic.gamma)
+    γ = config.imitation_gamma
+    mimic = SimpleNamespace(**vars(config) | {"gamma": γ, "vmax": 1 / (1 - γ)})
     looks, facts = (shapes(x.shape[1:]) for x in (world.observe(), world.features()))
     agents = [
         d4pg.Agent(flags, shape, len(world.low), told * tells(config))
@@ -387,17 +386,17 @@ def make_learners(config, demos):
     scales = [networks.Scale(*shape).to(config.device) for shape in facts]
 
     def prepare(batch, kind):
-        """Shift what is seen, and scale what is to be told of it."""
+        """Shift images at random, and normalise the features to predict."""
         if config.obs == "features":
             return batch
         if tells(config):
             batch = batch | {"told": scales[kind](batch["told"])}
-        # what is drawn depends on the update alone: a run may be resumed
+        # seeded by the update alone, so that a resumed run draws the same
         rng = np.random.default_rng((7, config.seed, kind, agents[kind].updates))
         names = ("obs", "next_obs") if config.shift else ()
         return batch | {name: shifted(batch[name], config.shift, rng) for name in names}
 
-    def look(batch):  # d_{t+1} is a frame's number in memory; images are fetched only now
+    def look(batch):  # memory holds d_{t+1}'s frame index: look the frame up
         goal, next_goal = (batch[name][:, 0].long() for name in ("goal", "next_goal"))
         seen = {"obs": see(batch["obs"], frames[goal])}
         seen["next_obs"] = see(batch["next_obs"], frames[next_goal])
@@ -415,20 +414,24 @@ def make_learners(config, demos):
     )
     imitation.share, task.share = 1 - config.task_share, config.task_share
     if demos:
-        now = np.setdiff1d(np.arange(len(features)), demos.end)
-        end = demos.end[np.searchsorted(demos.end, now)]
-        then = np.minimum(now + config.ahead, end)
-        both = (see(features[now], features[then]), 0.001), (features, 0.01)
-        for learner, scale, (examples, least) in zip((imitation, task), scales, both, strict=True):
-            if config.obs == "features":
-                learner.fit_scale(examples, least)
-            else:
-                scale.fit(examples, least)
+        fit_scales(config, demos, features, (imitation, task), scales)
     return [imitation, task]
 
 
+def fit_scales(config, demos, features, learners, scales):
+    """Normalise features, as inputs or as what --tell predicts, by the demonstrations'."""
+    now = np.setdiff1d(np.arange(len(features)), demos.end)  # all frames but the last ones
+    then = np.minimum(now + config.ahead, demos.end[np.searchsorted(demos.end, now)])
+    both = (see(features[now], features[then]), 0.001), (features, 0.01)
+    for learner, scale, (examples, least) in zip(learners, scales, both, strict=True):
+        if config.obs == "features":
+            learner.fit_scale(examples, least)
+        else:
+            scale.fit(examples, least)
+
+
 def completed(config):
-    """The flags, checked, with what follows from them."""
+    """A copy of the flags, checked, with derived values."""
     config = SimpleNamespace(**vars(config), env="stack", fd=0, vmin=0.0, vmax=0.0)
     config = d4pg.complete(config)
     gamma = config.imitation_gamma
@@ -440,13 +443,13 @@ def completed(config):
 
 
 def people(config):
-    """Folder and wanted number of A's demonstrations, and of B's."""
+    """(folder, number of demonstrations) of person A, for training, and of B, for validation."""
     folders = (env.demo_folder(config.demos, "stack", by, config.horizon) for by in env.PEOPLE)
     return list(zip(folders, (config.demonstrations, config.validation), strict=True))
 
 
 def make_missing(config):
-    """Make the demonstrations that a new run needs and that are not there."""
+    """Generate the demonstrations that a new run needs and does not find."""
     for folder, count in people(completed(config)):
         if len(list(folder.glob("*.npz"))) < count:
             made = max(500, count)
@@ -454,7 +457,7 @@ def make_missing(config):
 
 
 def make_run(config, alone=False):
-    """A run of MetaMimic; `alone`: only its policies, without any demonstrations."""
+    """A run of MetaMimic; `alone`: its networks only, with no demonstrations loaded."""
     config = completed(config)
     d4pg.tune(config.threads)
     if alone:
@@ -471,11 +474,11 @@ def make_run(config, alone=False):
 
 
 def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
-    """Imitate the first demonstrations, and do the task from where the first ones begin.
+    """Imitate the first `copies` demonstrations; do the task from `tasks` initial states.
 
-    Without noise, without early termination, as long as the demonstrations are.  Task rewards
-    [T, copies + tasks], both parts of the imitation rewards [T, 2, copies], NaN where one is over;
-    None if `stop` is asked for.  `watch` is given the world at every step.
+    No noise, no early termination.  Returns task rewards [T, copies + tasks], 0 after a
+    demonstration's end, and both terms of eq. 2 [T, 2, copies], NaN after it; or None if `stop` is
+    asked for.  `watch` is called with the world before every step.
     """
     start = np.concatenate([demos.first[:copies], demos.first[:tasks]])
     world = d4pg.make_world(config, len(start), 0)
@@ -500,23 +503,23 @@ def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
 
 
 def part(rewards, theirs):
-    """Of the demonstrations' task reward."""
+    """Total task reward as a fraction of the demonstrations'."""
     return rewards.sum() / theirs.sum() if theirs.any() else np.nan
 
 
 def first_solved(rewards):
-    """First frame with the full reward, of each episode [T, n]; NaN if there is none.  [n]"""
+    """The first frame with the full reward in each episode of [T, n]; NaN if none.  [n]"""
     return np.where((rewards == 1).any(0), (rewards == 1).argmax(0) + 1, np.nan)
 
 
 def frames_to_solve(rewards):
-    """The mean of those that come to it."""
+    """Mean of `first_solved` over the episodes that are solved; NaN if none."""
     frames = first_solved(rewards)
     return np.nanmean(frames) if np.isfinite(frames).any() else np.nan
 
 
 def evaluate(config, eyes, count, stop, seen, unseen):
-    """Both policies, on the first demonstrations of A (seen in training) and of B."""
+    """Imitation of A's (training) and B's (unseen) first demonstrations; the task policy on A's."""
     n, k = min(count, len(seen.first)), min(count, len(unseen.first))
     ours = rollout(config, eyes, seen, n, n, stop)
     theirs = rollout(config, eyes, unseen, k, 0, stop) if ours else None
@@ -543,23 +546,23 @@ def evaluate(config, eyes, count, stop, seen, unseen):
 
 
 def imitate(config, eyes, demos):
-    """One demonstration, in one shot."""
+    """Results of imitating one demonstration in one shot."""
     (task, imitation), theirs = rollout(config, eyes, demos, 1), task_rewards(config, demos, 1)
     return {"task_reward": task.sum(), "demo_task_reward": theirs.sum(),
             "imitation_reward": np.nanmean(imitation), "stacked": (task == 1).any(),
             "frames_to_stack": frames_to_solve(task)}  # fmt: skip
 
 
-TABLE = (  # what, column, the paper
+TABLE = (  # label, column, the paper's value
     ("one-shot imitation of A's demonstrations (training), part of their reward",
      "imitation_train_ratio", "0.67 to 0.81"),
     ("one-shot imitation of B's demonstrations (never seen)", "imitation_val_ratio", "0.52"),
-    ("    of which it stacks", "stack_success_val", ""),
+    ("    copies of these that solve the task", "stack_success_val", ""),
     ("task policy, part of A's reward", "task_policy_ratio", "1.5"),
-    ("    frames until it has stacked", "task_policy_frames_to_stack", "50"),
-    ("    frames until A has", "demo_frames_to_stack", "200"),
+    ("    frames until it is solved", "task_policy_frames_to_stack", "50"),
+    ("    frames until A has solved it", "demo_frames_to_stack", "200"),
 )  # fmt: skip
 SHOWN = {  # in the progress bar
     "imitation_train_ratio": "A", "imitation_val_ratio": "B", "imitation_val_reward": "r",
-    "stack_success_val": "stack", "task_policy_ratio": "task",
+    "stack_success_val": "solved", "task_policy_ratio": "task",
 }  # fmt: skip

@@ -6,67 +6,67 @@ comparisons of section V.  The networks of figure 3 are in networks.py, the kitc
     python train.py mili                      demonstrations, training, trials, a table, pictures
     python train.py mili --method meta        meta-imitation; bc, oracle and random likewise
 
-A policy π(a | o, f(d)) sees the camera's image o, the gripper's pose, and a demonstration d through
-f, whose vectors of length 1 are alike for alike tasks.  It learns from a few demonstrations of many
-tasks, tries what demonstrations show in new arrangements, keeps what was useful for anything (the
-filter F), and pairs what f finds alike: each pair is a new task to learn from.
+A policy π(a | o, f(d)) sees the camera image o, the gripper's pose, and f(d), the embedding of a
+demonstration d: a vector of length 1, similar for similar tasks.  It learns from a few
+demonstrations of many tasks, attempts demonstrated tasks in new arrangements, keeps the trials that
+did anything useful (the filter F), and pairs trials with similar f: each pair is a new task.
 
 Departures from the paper, and what it leaves open:
- 1. Means over a batch stand for the sums of eqs. 1 and 2, and the mean over its tasks for L_c's.
- 2. Both demonstrations of a pair are cloned, each under the embedding of the other: twice as much
-    learned from images that have been looked at anyway.
- 3. The mixture's means are told from where the gripper is, in units of what it moves in a step;
-    its fingers and its upright bearing from 0.  Actions are absolute poses, as in the paper.  A
-    component is drawn, by the squares of their weights: the likeliest alone keeps a robot for good
-    where staying is but a little likelier than going on.
- 4. The policy also learns when it is done (the last two frames of a demonstration), as its
-    authors' published code can: a trial ends five steps after it says so, or after 50 steps.
- 5. Two tasks of the same family with the same objects are one task, whatever scene they are in.
- 6. A batch after trials is half of demonstrations, half of pairs of trials: any trial that has
-    partners (eq. 2 has any pair), then one of its eight most alike: more of these are right.  The
-    contrastive loss goes on, on the demonstrations, so that a next round has an embedding to pair
+ 1. Eqs. 1 and 2 are means over a batch, not sums; L_c is the sum divided by the batch's tasks.
+ 2. Both demonstrations of a pair are cloned, each given the other's embedding: twice the training
+    signal from images that are encoded anyway.
+ 3. Actions are absolute poses, as in the paper.  The mixture's means are relative to the gripper's
+    position, in units of its largest step; roll, pitch and fingers relative to 0.  A component is
+    drawn in proportion to its squared weight: the likeliest alone would keep a robot in place for
+    good where staying is only slightly likelier than moving.
+ 4. The policy also predicts whether it is done (the last two frames of a demonstration), as its
+    authors' published code can: a trial ends five steps after that, or after 50 steps.
+ 5. Tasks of the same family with the same objects are one task, even in different scenes.
+ 6. After trials, half of a batch is pairs of demonstrations, half pairs of trials: any trial with
+    partners and one of its eight most similar (eq. 2 has any pair), as more of these are right.
+    L_c is still trained, on the demonstrations, so that the next round has an embedding to pair
     with (line 24 has eq. 2 alone).
- 7. α is what would pair the validation tasks' demonstrations best (F1), were they of --tasks tasks:
-    the more there are, the more pairs are wrong.  Trials do still others, so that more of theirs
-    are than this foresees.  --alpha 0.9 is the paper's.
- 8. The policy learns what it goes for, too, in two looks: most moves tell only roughly where they
-    lead.  Of the first look's glimpses, two learn to find what is touched and what that is brought
-    to, as far as the gripper's path tells, and what has moved ahead of it; three of the second, by
-    what the first has found, where the gripper will be 5 steps later, where it next comes down, and
-    where it ends.  A push begins behind one thing as seen from another: at a place that looks like
-    nothing.  Places are told on the table, from the gripper: the camera's place is known.  A third
-    look is close: the image's pixels around where it comes down, as if seen from above, tell where
-    exactly that is and how the gripper is turned there, by themselves, since whoever is told the
-    pose, too, learns to believe that.  To learn from, half of these pictures are turned.  Means are
-    told from a turn towards that yaw.  f learns to find the gripper, and looks closely there, too.
- 9. Images to learn from are made anew.  Two hundred tasks are easily known by heart: where a scene
-    is demonstrated with one task alone, the scene tells the task, and nobody looks at what is
-    shown.  So parts of what stands still are replaced by what stands still in others, half of the
-    batches are mirrored, left for right, and in three of four all colours are turned.
-10. A demonstration is cloned until its task is done, a trial until all is that it achieved.  What
-    follows looks like what came before: robots stood still above a button that they had not
-    pressed yet, and half of a push's trial was what the robot did because it did not know its end.
-    Four steps follow what is placed: fingers just opened touch it still, and may have to withdraw.
-11. Poses to learn from are inexact, actions are not, nor is the yaw that turns are told from: so
-    whoever is a centimetre off knows back.
-    Felt, too, is how far the fingers have just moved, and how far they are from where they were
-    told to be: are they closing still, are they open, or do they hold something?
-12. An episode is seen by 8 of its frames (40 with --preset paper), and learned from at these, its
-    first and last among them: rather many episodes in a batch than many frames of one.
-13. Steps of trials in which nothing moved are left out: a policy without memory learns to wait.
-14. Who was of no use is driven home by a script and tries again from what it has left, up to
-    --tries times in a row, each judged by itself from when it was home.  Only the try that was of
-    use is learned from, its way home included: demonstrations do not fail, so those who learn from
-    them alone know no way back; and most starts are either known already or are not, so that
-    whatever is useful comes from those that are.
-15. Half of the trials begin in scenes of other tasks than the one that is demonstrated
-    (--elsewhere), as section IV-B has "new scenes", and algorithm 1, line 12, the task's own.
-16. Meta-imitation is the policy before its trials, and behaviour cloning the same without f(d):
-    both with eq. 3 and departures 4 and 8, while the paper's have eq. 2 and eq. 1 alone.  What as
-    many updates more from demonstrations alone gain is measured, too (`longer` in
-    figures/mili.py): the rest is due to trials.
-17. Adam's steps shrink to --lr_end of what they were, gradients are no longer than 10, and each
-    training begins with an Adam that remembers nothing.
+ 7. α maximises the F1 of pairing validation demonstrations, as if these were of --tasks tasks: the
+    more tasks, the more pairs are wrong.  Trials achieve yet other tasks, so that more of their
+    pairs are wrong than this predicts.  --alpha 0.9 is the paper's.
+ 8. Auxiliary losses teach the policy where to go, as most actions tell only roughly where they
+    lead.  It finds keypoints by spatial softmaxes, in two stages.  In the first, two find the
+    object that is touched and the one it is brought to, labelled by the gripper's path and by what
+    moved ahead of it.  In the second, given what the first found, three find where the gripper is
+    5 steps later, where it next comes down, and where it ends: a push begins behind one object as
+    seen from another, where the image shows nothing.  Keypoints are positions on the table relative
+    to the gripper, as the camera's pose is known.  Third, from a crop around the next landing, as
+    if seen from above, the exact landing and the gripper's yaw there are predicted, without the
+    pose, which the network would learn to rely on.  In training, half of these crops are rotated.
+    The mixture's yaw is relative to a turn towards the predicted one.  f learns to find the
+    gripper, and sees a crop around it, too.
+ 9. Training images are augmented.  Two hundred tasks are easily memorised: where a scene is
+    demonstrated with one task alone, the scene identifies the task, and the demonstration is
+    ignored.  So static parts of an image are replaced by static parts of others, half of the
+    batches are mirrored left to right, and three of four have their hues rotated.
+10. A demonstration is cloned until its task is done, a trial until all that it achieved is done.
+    Later frames look like earlier ones: robots stopped above a button that they had not pressed
+    yet, and half of a push's trial came after the push, as the robot did not know it was done.
+    Four steps after a place are kept: fingers just opened still touch, and may have to withdraw.
+11. Training poses are noisy; actions are exact, and so is the yaw that turns are relative to: the
+    policy learns to correct for being a centimetre off.  Its input also has the finger angle's last
+    change and its difference from the command: are the fingers closing, open, or holding something?
+12. Of an episode, f sees and cloning uses 8 frames (40 with --preset paper), the first and the last
+    among them: many episodes in a batch rather than many frames of each.
+13. Steps in which a trial's gripper stood still are dropped: a memoryless policy learns to wait.
+14. After a useless trial a script drives the gripper home, and it tries again with the objects as
+    they are, up to --tries times in a row, each judged from when it was home.  Only useful tries
+    are learned from, with their way home: demonstrations do not fail, so a policy trained on them
+    alone knows no way back; and most starts are either mastered or not, so that without retries
+    useful trials come from those that are.
+15. Half of the trials (--elsewhere) begin in scenes of other tasks than the demonstrated one, as
+    section IV-B has "new scenes"; algorithm 1, line 12, has the task's own.
+16. Meta-imitation is the policy before its trials; behaviour cloning is the same without f(d).
+    Both have eq. 3 and departures 4, 8, 9 and 11, the paper's only eq. 2 and eq. 1.  `longer` in
+    figures/mili.py measures what as many further updates on demonstrations alone gain: the rest is
+    due to trials.
+17. Adam's step size falls to --lr_end of its initial value, gradients are clipped to norm 10, and
+    each training phase begins with a new Adam.
 """
 
 import json
@@ -88,42 +88,42 @@ import replay
 FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "demos": ("folder of demonstrations", "demos", "demos", "demos"),
     "method": (
-        "mili; meta: without trials; bc: without a demonstration, too; oracle, random: pairs",
+        "mili; meta: no trials; bc: nor a demonstration; oracle, random: how trials are paired",
     )
     + ("mili", "mili", "mili"),
-    "start": ("a run whose first policy and trials to take over", "", "", ""),
-    "tasks": ("that are demonstrated, of 520", 8, 200, 200),
+    "start": ("a run whose first policy and first round of trials to reuse", "", "", ""),
+    "tasks": ("training tasks with demonstrations, of 520", 8, 200, 200),
     "per_task": ("demonstrations of each task", 2, 4, 4),
-    "size": ("of images, in pixels", 32, 48, 100),
-    "frames": ("of a demonstration, to embed it and to learn from", 4, 8, 40),
-    "channels": ("of the convolutions", 8, 32, 32),
-    "components": ("K: of the mixture; their code: 1 to 20", 2, 10, 20),
-    "half": ("convolutions in bfloat16; auto: where that is quick", "no", "auto", "auto"),
-    "batch": ("pairs of demonstrations in a batch", 4, 24, 8),
-    "anew": ("images to learn from are made anew, departure 9: yes, or no as theirs",)
+    "size": ("side of images, in pixels", 32, 48, 100),
+    "frames": ("frames of an episode that f sees and that are cloned", 4, 8, 40),
+    "channels": ("channels of the convolutions", 8, 32, 32),
+    "components": ("K: Gaussians of the mixture; authors' code: 1 to 20", 2, 10, 20),
+    "half": ("convolutions in bfloat16; auto: where faster", "no", "auto", "auto"),
+    "batch": ("pairs of episodes in a batch", 4, 24, 8),
+    "augment": ("augment training images, departure 9: yes, or no as in the paper",)
     + ("yes", "yes", "no"),
-    "lr": ("Adam's step", 1e-3, 1e-3, 5e-4),
-    "lr_end": ("part of it that is left at the end of each training", 1.0, 0.05, 1.0),
+    "lr": ("learning rate", 1e-3, 1e-3, 5e-4),
+    "lr_end": ("final learning rate of each training phase over the initial one", 1.0, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
-    "updates": ("from demonstrations (paper: as its authors' code has)", 20, 3_000, 5_000),
-    "rounds": ("of trials", 1, 1, 1),
-    "trials": ("B: tries in a round, whole chunks of --robots times --tries", 16, 6_000, 60_000),
-    "tries": ("of a robot in a row, until one is useful", 1, 3, 1),
-    "elsewhere": ("part of the trials in scenes that are not the demonstration's", 0.0, 0.5, 0.5),
-    "alpha": ("α: pairs are more alike than this; 0: what is best on validation tasks",)
+    "updates": ("updates on demonstrations alone (paper: authors' code)", 20, 3_000, 5_000),
+    "rounds": ("rounds of trials", 1, 1, 1),
+    "trials": ("B: tries a round, in whole chunks of --robots times --tries", 16, 6_000, 60_000),
+    "tries": ("tries of a robot in a row, until one is useful", 1, 3, 1),
+    "elsewhere": ("fraction of trials in scenes other than the demonstration's", 0.0, 0.5, 0.5),
+    "alpha": ("α: cosine above which trials are paired; 0: best on validation tasks",)
     + (0.0, 0.0, 0.9),
-    "retrain": ("updates from demonstrations and trials, after each round", 20, 2_500, 5_000),
-    "share": ("part of a batch that is trials, then", 0.5, 0.5, 0.5),
-    "memory_gb": ("for the trials' images; trials beyond that are left out", 1.0, 6.0, 32.0),
-    "actors": ("processes that try, and render; 0: one process does all in turn", 0, 2, 16),
-    "robots": ("that try at once, of each actor", 4, 50, 50),
-    "seed": ("of what is drawn at random to learn and to try", 0, 0, 0),
+    "retrain": ("updates on demonstrations and trials, after each round", 20, 2_500, 5_000),
+    "share": ("fraction of a batch that is trials, then", 0.5, 0.5, 0.5),
+    "memory_gb": ("memory for trials' images; trials beyond it are left out",) + (1.0, 6.0, 32.0),
+    "actors": ("processes that try and render; 0: one process does all in turn", 0, 2, 16),
+    "robots": ("robots of each actor that try at once", 4, 50, 50),
+    "seed": ("random seed of training and trials", 0, 0, 0),
     "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
     "threads": ("of the learner on a cpu", 1, 2, 2),
     "log_every": ("updates or trials between rows of metrics.csv", 10, 200, 1_000),
-    "eval_every": ("between evaluations", 20, 2_000, 1_000),
-    "eval_episodes": ("of each validation task, in each of them", 1, 1, 1),
-    "validation": ("of each validation task, at the end", 1, 10, 10),
+    "eval_every": ("updates or trials between evaluations", 20, 2_000, 1_000),
+    "eval_episodes": ("episodes of each validation task in an evaluation", 1, 1, 1),
+    "validation": ("episodes of each validation task at the end", 1, 10, 10),
 }
 LIMITS = {
     "tasks": (4, 520), "per_task": (2, 100), "size": (32, 256), "frames": (3, env.LONGEST),
@@ -134,26 +134,27 @@ LIMITS = {
 }  # fmt: skip
 METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
-REST, UNIT = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])  # of what a robot feels
-SOON = 5  # steps: where the gripper will be then is looked for
-NEAR = 0.3  # of half an image: what is as near to what an episode is about is never replaced
-INEXACT = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ of what is felt, m and rad
-LEAVE = 4  # steps in which a gripper withdraws from what it has placed
-SLIDES = 0.05  # m along the table, at least, of a gripper that pushes something
-AHEAD = 0.09  # m ahead of it, roughly, is then the middle of what it pushes
-BEYOND = 0.06  # m farther ahead of it than that lies, in the end, what that meets
-LAST = 2  # so many frames of an episode are where all is done
-CLOSELY = 5.0  # weight of what is learned from looking closely
-MORE = 5  # steps that a robot takes once it says so
-SURE = 6.0  # logit at which a robot says so: a chance of 0.998
-MIRROR = {  # left for right
-    "pose": np.float32([-1, 1, 1, 1, -1, -1, 1, 1, 1]), "ahead": np.float32([-1, 1]),
+# the policy's pose input: x, y, z, Euler angles, finger angle, its last change and its error
+POSE_OFFSET, POSE_SCALE = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])
+POSE_NOISE = np.array([0.01, 0.01, 0.01, 0, 0, 0.1, 0.02, 0.02, 0.02])  # σ, m and rad
+SOON = 5  # steps ahead: where the gripper is then is a keypoint
+KEEP_NEAR = 0.3  # of half the image's width: pixels so close to a keypoint are never replaced
+LEAVE_STEPS = 4  # kept after a place, in which the gripper withdraws
+MIN_SLIDE = 0.05  # m: a gripper that slides farther along the table is pushing
+PUSH_AHEAD = 0.09  # m: rough distance from the gripper to the middle of what it pushes
+GOAL_BEYOND = 0.06  # m: from there to the middle of the object that the pushed one meets
+DONE_FRAMES = 2  # at the end of an episode, labelled done
+STEPS_AFTER_DONE = 5  # that a robot takes from when it says that it is done
+DONE_LOGIT = 6.0  # above which it says so: probability 0.998
+CROP_WEIGHT = 5.0  # of the crop's losses, L_down and L_turn
+MIRROR = {  # signs under a left-right flip
+    "pose": np.float32([-1, 1, 1, 1, -1, -1, 1, 1, 1]), "keypoints": np.float32([-1, 1]),
     "action": np.float32([-1, 1, 1, 1, -1, -1, 1]), "turned": np.float32([1, -1]),
     "yaw": np.float32(-1),
 }  # fmt: skip
-BACK = 8  # steps in which a gripper goes home before it tries again
-PARTNERS = 8  # of a trial that are kept: those that are most alike
-SCENES = 150  # the first so many are those of training tasks
+HOME_STEPS = 8  # of the scripted way home before another try
+PARTNERS = 8  # kept for each trial: the most similar (oracle, random: any)
+SCENES = 150  # of training tasks, numbered first
 
 
 # --------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ SCENES = 150  # the first so many are those of training tasks
 
 
 def chosen_tasks(count):
-    """The training tasks that are demonstrated: of each family as many, the same for all seeds."""
+    """Numbers of the demonstrated training tasks: equally many a family, the same for all seeds."""
     every, rng = env.tasks_of("train"), np.random.default_rng(0)
     families = [[k for k, t in enumerate(every) if t.family == f] for f in env.FAMILIES]
     families = [rng.permutation(numbers) for numbers in families]
@@ -172,18 +173,18 @@ def chosen_tasks(count):
 
 
 def demo_paths(config, split, numbers):
-    """Of the demonstrations of these tasks of a split, one task after the other."""
+    """Paths of these tasks' demonstrations, one task after the other."""
     folder, each = env.demo_folder(config.demos, "kitchen", split), per_task(config, split)
     return [folder / f"{task:03d}_{k}.npz" for task in numbers for k in range(each)]
 
 
 def per_task(config, split):
-    """Demonstrations of each task; to be judged by, whatever is learned from, four at most."""
+    """Demonstrations of each task; for evaluation at most four, whatever --per_task."""
     return config.per_task if split == "train" else min(config.per_task, 4)
 
 
 def load_demos(config, split, numbers):
-    """Demonstrations of these tasks of a split, each an episode that ends once its task is done."""
+    """These tasks' demonstrations as episodes, each cut when its task is done."""
     episodes, tasks, slots = [], env.tasks_of(split), np.arange(len(env.SLOTS))
     paths = demo_paths(config, split, numbers)
     for path in tqdm(paths, f"{split} demonstrations", leave=False, disable=len(paths) < 2_000):
@@ -191,21 +192,21 @@ def load_demos(config, split, numbers):
         task = tasks[int(path.name[:3])]
         here = (demo["scene"], demo["slot"]) == tuple(task) and demo["rewards"].any()
         env.check(here, f"{path} does not show task {path.name[:3]} of {split}")
-        done = {"achieved": slots == task.slot, "since": int(demo["rewards"].argmax()) + 1}
-        episodes.append(ended(demo | done | {"scene": task.scene}))
+        done = {"achieved": slots == task.slot, "done_at": int(demo["rewards"].argmax()) + 1}
+        episodes.append(cut_when_done(demo | done | {"scene": task.scene}))
     return episodes
 
 
-def ended(episode):
-    """Until all that it achieved is done: departure 10."""
+def cut_when_done(episode):
+    """The episode, cut when all that it achieved is done: departure 10."""
     placed = any(env.SLOTS[slot][0] == "place" for slot in np.flatnonzero(episode["achieved"]))
-    T = episode["since"] + LEAVE * placed
+    T = episode["done_at"] + LEAVE_STEPS * placed
     kept = {"states": episode["states"][: T + 1], "actions": episode["actions"][:T]}
     return kept | {name: episode[name] for name in ("scene", "achieved")}
 
 
-def whats(episodes):
-    """Which tasks each has achieved, by family and objects.  [E, tasks] float32"""
+def task_table(episodes):
+    """1 where an episode has achieved a task, a family and objects.  [E, tasks] float32"""
     names = [
         {env.Task(e["scene"], int(slot)).what for slot in np.flatnonzero(e["achieved"])}
         for e in episodes
@@ -218,66 +219,65 @@ def whats(episodes):
 
 
 class Library:
-    """Episodes' frames one after the other, images in shared memory.
+    """All frames of some episodes, one after the other; images in shared memory.
 
-    image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M], ahead [M, 5, 2] on the table,
-    turned [M, 2]; first and length of each episode.  An episode's last frame has its last action
-    again.
+    image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M]; keypoints [M, 5, 2] on the
+    table; turned [M, 2]: the yaw at the next landing, by `twice`.  first, length: of each episode.
+    Its last frame repeats its last action.
     """
 
-    def __init__(self, config, episodes, what):
+    def __init__(self, config, episodes, title):
         self.episodes, length = episodes, [len(e["states"]) for e in episodes]
         self.length, self.first = np.array(length), np.cumsum([0, *length[:-1]])
-        self.what = whats(episodes)
+        self.tasks = task_table(episodes)
         states = np.concatenate([e["states"] for e in episodes])
         pose = poses(states)
         before = np.maximum(np.arange(len(pose)) - 1, np.repeat(self.first, length))
         actions = [np.concatenate([e["actions"], e["actions"][-1:]]) for e in episodes]
         self.action = np.float32(np.concatenate(actions))
-        told = np.where(before < np.arange(len(pose)), self.action[before, 6], pose[:, 6])
-        self.pose = felt(pose, pose[before], told)
+        commanded = np.where(before < np.arange(len(pose)), self.action[before, 6], pose[:, 6])
+        self.pose = proprioception(pose, pose[before], commanded)
         left = np.concatenate([np.arange(n)[::-1] for n in length])
-        self.done = np.float32(left < LAST)
+        self.done = np.float32(left < DONE_FRAMES)
         scene = np.repeat([e["scene"] for e in episodes], length)
-        self.image = render(config, states, scene, what)
+        self.image = render(config, states, scene, title)
         some = self.first[np.linspace(0, len(self) - 1, min(len(self), 500)).astype(int)]
-        home = np.uint8(np.median(self.image[some], 0))  # the table, and a gripper that begins
+        home = np.uint8(np.median(self.image[some], 0))  # empty table, gripper at its start
         then, at = [], []
         for e, n in zip(self.first, length, strict=True):
             path = self.pose[e : e + n, :3]
-            then.append(e + ahead(path[:, 2]))
-            at.append(things(path, moved(self.image[e : e + n], home)))
+            then.append(e + later_frames(path[:, 2]))
+            at.append(touched_and_goal(path, moved_mask(self.image[e : e + n], home)))
         then, self.yaw = np.concatenate(then), self.pose[:, 5]
-        self.ahead = np.concatenate([self.pose[then, :2], np.concatenate(at)], 1)
-        self.turned = twice(self.yaw[then[:, 1]])
+        self.keypoints = np.concatenate([self.pose[then, :2], np.concatenate(at)], 1)
+        self.turned = twice(self.yaw[then[:, networks.LANDING]])
 
     def __len__(self):
         return len(self.first)
 
     def moments(self, episodes, frames, rng=None):
-        """So many frames of each, first and last among them: evenly, or at random all over."""
-        part, between = np.linspace(0, 1, frames), frames - 2
-        part = np.tile(part, (*episodes.shape, 1))
+        """So many frames of each: first, last, and others evenly, or one at random of each part."""
+        part = np.tile(np.linspace(0, 1, frames), (*episodes.shape, 1))  # of the episode
         if rng:
-            u = rng.random((*episodes.shape, between))
-            part[..., 1:-1] = (np.arange(between) + u) / between
+            u = rng.random((*episodes.shape, frames - 2))
+            part[..., 1:-1] = (np.arange(frames - 2) + u) / (frames - 2)
         n = self.length[episodes][..., None]
         return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
 
     def take(self, moments):
-        names = ("image", "pose", "yaw", "action", "done", "ahead", "turned")
+        names = ("image", "pose", "yaw", "action", "done", "keypoints", "turned")
         return {name: getattr(self, name)[moments] for name in names}
 
 
 def twice(yaw):
-    """Cosine and sine of twice an angle: the same for jaws turned by half a turn.  [..., 2]"""
+    """cos 2x and sin 2x of a yaw x: half a turn leaves the jaws the same.  [..., 2]"""
     return np.stack([np.cos(2 * yaw), np.sin(2 * yaw)], -1)
 
 
-def ahead(z):
-    """Of an episode's frames: those soon after, where it has next come down, and at its end.
+def later_frames(z):
+    """For each frame three later ones: SOON steps on, the next landing, the episode's end.
 
-    z [T], its height in m; frames [T, 3].
+    z [T]: the gripper's height in m.  Frame numbers [T, 3].
     """
     now, end = np.arange(len(z)), len(z) - 1
     down = np.array([*landings(z), end])
@@ -285,35 +285,35 @@ def ahead(z):
     return np.stack([np.minimum(now + SOON, end), down[following], np.full_like(now, end)], 1)
 
 
-def things(path, mask, much=0.03):
-    """Where the thing lies that is touched first, and the one that it is brought to.
+def touched_and_goal(path, mask, much=0.03):
+    """Labels: where the touched object is, and the one that it is brought to.  [T, 2, 2]
 
-    As far as it can be told from the gripper's path [T, 3]: where it lands first and last.  Where
-    it slides, it pushes what lies ahead of it and has moved, as a mask of the image [H, W] tells,
-    and in the end what it pushes is between it and the other.  [T, 2, 2]
+    By the gripper's path [T, 3]: its first and its last landing.  If it slides after landing, it
+    pushes: the touched object is what has moved ahead of it (a mask of the image [H, W]), and the
+    other lies beyond that, where the slide ends.
     """
     xy, z = path[:, :2], path[:, 2]
     down = landings(z) or [len(z) - 1]
     rises = np.append(np.flatnonzero(z[down[0] :] > z[down[0]] + much), len(z) - down[0])
     low = down[0] + rises[0] - 1  # the last frame before it first rises
     start, end, way = xy[down[0]], down[-1], xy[low] - xy[down[0]]
-    off = np.zeros((2, 2))  # from the gripper
-    if np.hypot(*way) > SLIDES:
+    off = np.zeros((2, 2))  # of the two objects from the gripper
+    if np.hypot(*way) > MIN_SLIDE:
         way, end = way / np.hypot(*way), low
-        off[0] = middle(mask, start + AHEAD * way) - start
-        off[1] = (np.hypot(*off[0]) + BEYOND) * way
-    touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # from then on it comes along
+        off[0] = mean_shift(mask, start + PUSH_AHEAD * way) - start
+        off[1] = (np.hypot(*off[0]) + GOAL_BEYOND) * way
+    touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # it moves along from landing to end
     return np.stack([touched + off[0], np.tile(xy[end] + off[1], (len(z), 1))], 1)
 
 
-def moved(images, home, much=24):
-    """Where an episode's first image shows something, and later ones something else.  [H, W]"""
+def moved_mask(images, home, much=24):
+    """Mask of pixels that show an object in the first image and change later.  [H, W]"""
     something = np.abs(images[0].astype(int) - home).max(2) > much
     return something & (images != images[0]).any((0, 3))
 
 
-def middle(mask, point, wide=0.03):
-    """Of what an image shows near a point of the table: its mean, moved until it stays."""
+def mean_shift(mask, point, wide=0.03):
+    """Mean shift on the table: the centre of the masked pixels near a point.  [2]"""
     places = env.scene_camera(0, len(mask), False).on_table(len(mask))[mask]  # [pixels, 2]
     for _ in range(5):
         weight = np.exp(-((places - point) ** 2).sum(1) / 2 / wide**2)
@@ -324,7 +324,10 @@ def middle(mask, point, wide=0.03):
 
 
 def landings(z, much=0.03, near=0.01):
-    """When a gripper has come down: first near each low, but for rises of less than `much`."""
+    """Frames at which the gripper lands: the first within `near` of each minimum of its height z.
+
+    Rises of less than `much` do not end a descent.
+    """
     found, begin, extreme, falling = [], 0, 0, False
     for t in range(len(z)):
         up = z[t] - z[extreme] if falling else z[extreme] - z[t]
@@ -339,41 +342,41 @@ def landings(z, much=0.03, near=0.01):
     return [a + int(np.argmax(z[a : low + 1] <= z[low] + near)) for a, low in found]
 
 
-def in_image(size, xy):
-    """Where points of the table are seen.  [..., 2]"""
-    return seen_at(size, np.concatenate([xy, np.zeros_like(xy[..., :1])], -1))
+def table_to_image(size, xy):
+    """Image coordinates, from -1 to 1, of points [..., 2] on the table.  [..., 2]"""
+    return to_image(size, np.concatenate([xy, np.zeros_like(xy[..., :1])], -1))
 
 
-def seen_at(size, points):
-    """Where points [..., 3] are seen, from -1 to 1.  [..., 2]"""
+def to_image(size, points):
+    """Image coordinates, from -1 to 1, of points [..., 3].  [..., 2]"""
     return env.scene_camera(0, size, False).project(points)
 
 
 def poses(states):
-    """Of the gripper.  [M, 7]"""
+    """The gripper's poses in world states.  [M, 7]"""
     return np.float32(states[:, 1:8] / env.Kitchen.JAW)
 
 
-def felt(pose, before, told):
-    """What a robot feels: its pose, how far its fingers have just moved, and what holds them up.
+def proprioception(pose, before, commanded):
+    """Pose, last change of the finger angle, its difference from the command.  [M, 9]
 
-    Poses [M, 7], now and a step before, and the finger angle [M] that it told then.  [M, 9]
+    Poses [M, 7], now and a step before; the finger angle [M] that was commanded then.
     """
     fingers = pose[:, 6]
-    return np.column_stack([pose, fingers - before[:, 6], fingers - told])
+    return np.column_stack([pose, fingers - before[:, 6], fingers - commanded])
 
 
-def render(config, states, scene, what, chunk=200):
-    """All these states' images, by the actors: [M, size, size, 3]."""
+def render(config, states, scene, title, chunk=200):
+    """Images of these states, rendered by the actors.  [M, size, size, 3]"""
     seen = replay.Shared(states=(states.shape, np.float64), scene=((len(states),), np.int64))
     items = replay.Shared(image=((len(states), config.size, config.size, 3), np.uint8))
     seen.states[:], seen.scene[:] = states, scene
     crew = begin_crew(config, Renderer, items, (seen, chunk))
     try:
-        with tqdm(total=len(states), desc=what, unit="image", disable=len(states) < 3_000) as bar:
+        with tqdm(total=len(states), desc=title, unit="image", disable=len(states) < 3_000) as bar:
             done = 0
             while done < len(states):
-                before, done = done, tend(crew)
+                before, done = done, let_work(crew)
                 bar.update(done - before)
     finally:
         crew.close()
@@ -381,7 +384,7 @@ def render(config, states, scene, what, chunk=200):
 
 
 class Renderer:
-    """Every so many-th chunk of frames is this actor's."""
+    """Renders every n-th chunk of frames, where there are n actors."""
 
     def __init__(self, config, number, items, board, life, seen, chunk):
         self.items, self.seen, self.chunk = items, seen, chunk
@@ -402,18 +405,16 @@ class Renderer:
 
 
 def begin_crew(config, actor, items, aids, weights=()):
-    """Actors at work; with --actors 0 one, in this process."""
+    """Start the actor processes; with --actors 0, one actor in this process."""
     board = replay.make_board(max(config.actors, 1), max(len(weights), 1), kinds=2)
     board.weights[: len(weights)] = weights
     crew = d4pg.Crew(config, actor, items, board, aids)
-    crew.here = None if config.actors else crew.inline()
-    for k in range(config.actors):
-        crew.start(k)
+    crew.here = crew.begin()
     return crew
 
 
-def tend(crew):
-    """Let a crew work for a moment; how much has it done?"""
+def let_work(crew):
+    """Let the actors work for a moment; returns how many steps they have done."""
     if crew.here is None:
         crew.supervise()
         time.sleep(0.02)
@@ -422,18 +423,17 @@ def tend(crew):
     return int(crew.board.steps.sum())
 
 
-def mingle(batch, table, rng):
-    """Replace what stands still in a part of each episode by what stands still there in another.
+def mix_scenery(batch, table, rng):
+    """Replace static pixels of each episode by static pixels of another: departure 9.
 
-    A rectangle, or all but one.  What changes in an episode stays, and what is near where its
-    gripper comes down or ends, and near the things that it is about: what a push ends at stands
-    still.
+    Inside a random rectangle, or outside it.  Kept are pixels that change within the episode, and
+    those near its landings, end and objects: the object that a push ends at is static.
     """
     images = batch["image"].flatten(0, 1)  # [E, F, H, W, 3]
     (E, _, H, W, _), first, device = images.shape, images[:, 0], images.device
     still = (images == first[:, None]).all(1).all(3)  # [E, H, W]
     y, x = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in (H, W))
-    places = in_image(W, batch["ahead"][..., 1:, :]).reshape(E, -1, 2)  # [E, 4 F, 2]
+    places = table_to_image(W, batch["keypoints"][..., 1:, :]).reshape(E, -1, 2)  # [E, 4 F, 2]
     px, py = torch.from_numpy(places).to(device)[..., None].unbind(2)
     squared = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None]  # [E, 4 F, H, W]
     low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
@@ -441,9 +441,9 @@ def mingle(batch, table, rng):
     there = (torch.from_numpy(z).to(device) for z in (low, high, other_way, table))
     low, high, other_way, table = there
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
-    part = still & (squared.amin(1) >= NEAR**2) & (inside ^ other_way)
+    part = still & (squared.amin(1) >= KEEP_NEAR**2) & (inside ^ other_way)
     scenery = torch.where(still[..., None], first, table)
-    pairs = scenery.unflatten(0, (-1, 2))  # of two others, if there are so many
+    pairs = scenery.unflatten(0, (-1, 2))  # two donors of different pairs, if there are enough
     shifts = rng.choice(np.arange(1, E // 2), 2, replace=E < 6)
     other = torch.stack([pairs[:, k].roll(int(shifts[k]), 0) for k in (0, 1)], 1).flatten(0, 1)
     anew = torch.where(part[:, None, ..., None], other[:, None], images)
@@ -451,40 +451,39 @@ def mingle(batch, table, rng):
 
 
 def empty_table(size):
-    """The image without anything on the table.  [size, size, 3]"""
+    """The image of the empty table.  [size, size, 3]"""
     return env.scene_camera(0, size, False).bright.reshape(size, size, 3)
 
 
-def misjudge(batch, rng):
-    """Tell poses inexactly: departure 11."""
-    noise = rng.normal(0, INEXACT, batch["pose"].shape)
+def add_noise(batch, rng):
+    """Add noise to the poses: departure 11."""
+    noise = rng.normal(0, POSE_NOISE, batch["pose"].shape)
     batch["pose"] = batch["pose"] + noise.astype(np.float32)
 
 
-def vary(batch, rng):
-    """Mirror a batch, left for right, or turn its colours, by chance: departure 9.
+def mirror_and_recolour(batch, rng):
+    """Mirror a batch left to right, rotate its hues, each by chance: departure 9.
 
-    All of it alike: were each pair turned by itself, its colours would tell which two episodes
-    belong together.
+    The whole batch alike: hues rotated pair by pair would tell which episodes belong together.
     """
     if rng.random() < 0.5:
         batch["image"] = batch["image"].flip(-2)
         for name, mirror in MIRROR.items():
             batch[name] = batch[name] * mirror
     if rng.random() < 0.75:
-        turn = torch.from_numpy(hues(rng.uniform(0, 2 * np.pi))).to(batch["image"].device)
+        turn = torch.from_numpy(hue_rotation(rng.uniform(0, 2 * np.pi))).to(batch["image"].device)
         batch["image"] = (batch["image"].float() @ turn).round_().clamp_(0, 255).byte()
 
 
-def glance(batch, rng):
-    """By how much to turn what is looked at closely: half of the pictures, by any angle."""
+def rotate_crops(batch, rng):
+    """Random rotations of the crops: half of them by any angle, the others by 0."""
     shape = batch["yaw"].shape
     angle = rng.uniform(-np.pi, np.pi, shape) * (rng.random(shape) < 0.5)
     batch["angle"] = angle.astype(np.float32)
 
 
-def hues(angle):
-    """A turn of all colours about grey.  [3, 3]"""
+def hue_rotation(angle):
+    """Hue rotation: a rotation of RGB about the grey axis.  [3, 3]"""
     grey, axis = np.full((3, 3), 1 / 3), np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]) / 3**0.5
     return np.float32(grey + math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * axis)
 
@@ -503,7 +502,7 @@ def negative_log_likelihood(mixture, x):
 
 
 def contrastive(f_m, f_n, beta):
-    """L_c of pairs of N different tasks: embeddings of a task attract, others repel up to β."""
+    """L_c of pairs of N tasks: the same task attracts, others repel up to the margin β."""
     H = (f_m[:, None] - f_n).square().sum(2)  # ‖f(d_m^j) - f(d_n^k)‖²  [N, N]
     same = torch.eye(len(H), dtype=torch.bool, device=H.device)
     attract, repel = H[same], (beta - H)[~same].clamp(min=0)  # 1(j = k) H + 1(j ≠ k) max(0, β - H)
@@ -511,13 +510,13 @@ def contrastive(f_m, f_n, beta):
 
 
 class Agent:
-    """f and π, and Adam."""
+    """The networks f and π, and their optimizer."""
 
     def __init__(self, config):
         torch.manual_seed(config.seed)
         self.config = config
         device, half, channels = config.device, config.half, config.channels
-        look = networks.Look(channels, half)
+        look = networks.Convolutions(channels, half)
         f = networks.Embedding(channels, config.frames, config.size)
         table = env.scene_camera(0, config.size, False).on_table(config.size // 2)
         places = torch.from_numpy((table.reshape(-1, 2) - HOME[:2]) / REACH[:2])
@@ -526,52 +525,52 @@ class Agent:
         self.begin()
 
     def begin(self):
-        """A new training."""
+        """A new Adam, for a new training phase."""
         learned = [p for p in self.nets.parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(learned, lr=self.config.lr)
 
     def anneal(self, progress):
-        """Smaller steps of Adam as a training goes on, from 0 to 1."""
+        """Linear decay of the learning rate; progress goes from 0 to 1."""
         for group in self.adam.param_groups:
             group["lr"] = self.config.lr * (1 - (1 - self.config.lr_end) * progress)
 
     def update(self, batch, n):
-        """One step on eq. 3.  Episodes come in pairs: image [N, 2, F, H, W, 3], and so the rest.
+        """One step on eq. 3 and the auxiliary losses.
 
-        The first n pairs are demonstrations, each pair of another task.
+        Episodes come in pairs: image [N, 2, F, H, W, 3], the rest likewise.  The first n pairs are
+        demonstrations, each of a different task.
         """
         config, (look, embed, policy) = self.config, self.nets.train()
-        batch = batch | {"places": in_image(config.size, batch["ahead"])}
-        batch = {k: torch.as_tensor(v, device=config.device) for k, v in batch.items()}
         N, _, F = batch["done"].shape
-        images = batch["image"].flatten(0, 2)
+        batch = batch | {"places": table_to_image(config.size, batch["keypoints"])}
+        batch = {k: torch.as_tensor(v, device=config.device) for k, v in batch.items()}
+        batch = {k: v.flatten(0, 2) for k, v in batch.items()}  # a row a frame: B = 2 N F
+        images, pose = batch["image"], batch["pose"]
         coarse, maps = look(images)
         f, found = embed(images, coarse, F)
         f = f.unflatten(0, (N, 2))
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
-        pose, action = batch["pose"].flatten(0, 2), batch["action"].flatten(0, 2)
-        told = policy(images, maps, scaled(pose), shown, batch["angle"].flatten())
-        mixture, end, (heat, aim), (down, turned) = told
+        out = policy(images, maps, scaled(pose), shown, batch["angle"])
+        mixture, end, (heat, offset), (down, turned) = out
         reach = torch.from_numpy(REACH).to(pose)
-        move = (action - base(pose, batch["yaw"].flatten(), turned.detach())) / reach
-        way = (batch["ahead"].flatten(0, 2) - pose[:, None, :2]) / reach[:2]
+        move = (batch["action"] - base(pose, batch["yaw"], turned.detach())) / reach
+        way = (batch["keypoints"] - pose[:, None, :2]) / reach[:2]
         L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
-        done = batch["done"].flatten()
-        L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, done)
-        L_hand = networks.surprise(found, batch["hand"].flatten(0, 2)[:, None]).mean()
-        L_ahead = networks.surprise(heat, batch["places"].flatten(0, 2)).mean()
-        L_ahead = L_ahead + torch.nn.functional.smooth_l1_loss(aim, way, beta=0.3)
-        L_down = torch.nn.functional.smooth_l1_loss(down, way[:, networks.DOWN], beta=0.1)
-        L_turn = torch.nn.functional.mse_loss(turned, batch["turned"].flatten(0, 2))
+        L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, batch["done"])
+        L_hand = networks.heatmap_loss(found, batch["hand"][:, None]).mean()
+        L_keypoints = networks.heatmap_loss(heat, batch["places"]).mean()
+        L_keypoints = L_keypoints + torch.nn.functional.smooth_l1_loss(offset, way, beta=0.3)
+        L_down = torch.nn.functional.smooth_l1_loss(down, way[:, networks.LANDING], beta=0.1)
+        L_turn = torch.nn.functional.mse_loss(turned, batch["turned"])
         loss = L_oil + L_c  # eq. 3, and departures 4 and 8:
-        loss = loss + L_end + L_ahead + L_hand + CLOSELY * (L_down + L_turn)
+        loss = loss + L_end + L_keypoints + L_hand + CROP_WEIGHT * (L_down + L_turn)
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
         self.adam.step()
-        metrics = torch.stack([L_oil, L_c, L_end, L_ahead, L_hand, L_down, L_turn]).tolist()
+        metrics = torch.stack([L_oil, L_c, L_end, L_keypoints, L_hand, L_down, L_turn]).tolist()
         if not np.isfinite(metrics).all():
             raise FloatingPointError(f"losses are {metrics}: not finite; lower --lr")
         return dict(zip(LOSSES, metrics, strict=True))
@@ -592,11 +591,10 @@ class Agent:
         return torch.cat(parts).numpy()
 
     def load_weights(self, weights):
-        begin = 0
-        for p in self.nets.parameters():
-            new = torch.from_numpy(np.array(weights[begin : begin + p.numel()])).view_as(p)
-            p.data.copy_(new)
-            begin += p.numel()
+        own = list(self.nets.parameters())
+        parts = torch.from_numpy(np.array(weights)).split([p.numel() for p in own])
+        for p, new in zip(own, parts, strict=True):
+            p.data.copy_(new.view_as(p))
 
     def state(self):
         return {"nets": self.nets.state_dict(), "adam": self.adam.state_dict()["state"]}
@@ -607,25 +605,26 @@ class Agent:
         self.adam.load_state_dict({"state": state["adam"], "param_groups": groups})
 
 
-LOSSES = ("oil", "contrastive", "end", "ahead", "hand", "down", "turn")
+LOSSES = ("oil", "contrastive", "end", "keypoints", "hand", "down", "turn")
 
 
 def scaled(pose):
-    """What a robot feels of its pose, in units of a step."""
-    return (pose - torch.from_numpy(REST).to(pose)) / torch.from_numpy(UNIT).to(pose)
+    """The policy's pose input: relative to HOME, in units of the largest step."""
+    return (pose - torch.from_numpy(POSE_OFFSET).to(pose)) / torch.from_numpy(POSE_SCALE).to(pose)
 
 
 def base(pose, yaw, turned):
-    """What means are told from: where the gripper is, a turn towards `turned`, fingers from 0.
+    """What the mixture's means are relative to: position, yaw turned towards `turned`, else 0.
 
-    Poses [B, 9], as far as they are known, yaw [B] and turned [B, 2], how it will be where the
-    gripper comes down.  [B, 7]
+    pose [B, 9] is noisy in training, yaw [B] exact; turned [B, 2]: yaw at the landing, by `twice`.
+    A turn is as the operator's: TURN at most.  [B, 7]
     """
     turn = torch.atan2(turned[:, 1], turned[:, 0]) / 2 - yaw
-    turn = (turn + torch.pi / 2) % torch.pi - torch.pi / 2  # jaws are alike
-    told = torch.zeros_like(pose[:, :7])
-    told[:, :3], told[:, 5] = pose[:, :3], yaw + turn.clamp(-env.Operator.TURN, env.Operator.TURN)
-    return told
+    turn = (turn + torch.pi / 2) % torch.pi - torch.pi / 2  # half a turn is none
+    reference = torch.zeros_like(pose[:, :7])
+    reference[:, :3] = pose[:, :3]
+    reference[:, 5] = yaw + turn.clamp(-env.Operator.TURN, env.Operator.TURN)
+    return reference
 
 
 # --------------------------------------------------------------------------------------------
@@ -635,71 +634,72 @@ def base(pose, yaw, turned):
 
 @torch.no_grad()
 def act(agent, images, pose, f, rng):
-    """The mean of a likely component, as an absolute pose; is all done?"""
+    """The mean of a component drawn at random, as an absolute pose; and whether all is done."""
     look, _, policy = agent.nets
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
-    known = scaled(pose), f, torch.zeros_like(pose[:, 0])  # looked at closely as it stands
+    known = scaled(pose), f, torch.zeros_like(pose[:, 0])  # crops are not rotated
     (logits, means, _), end, _, (_, turned) = policy(images, look(images)[1], *known)
-    # by the squares of their weights: departure 3
+    # squared weights: departure 3
     chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
     drawn = (chance < rng.random((len(chance), 1))).sum(1)
     move = means[torch.arange(len(means)), torch.from_numpy(drawn)]
     action = base(pose, pose[:, 5], turned) + torch.from_numpy(REACH).to(pose) * move
-    return action.cpu().numpy(), (end > SURE).cpu().numpy()
+    return action.cpu().numpy(), (end > DONE_LOGIT).cpu().numpy()
 
 
-def attempt(agent, world, f, rng, stop=None, back=False):
-    """Every robot acts on its embedding, until it says that it is done; goes home first, if `back`.
+def rollout(agent, world, f, rng, stop=None, back=False):
+    """Roll out the policy, an embedding for each robot, until it says that it is done.
 
-    Episodes, or None if `stop` is asked for; each with what it has achieved at its end, since it
-    was home, and the first step after which that was so.
+    Robots in `back` are first driven home.  Returns episodes, or None if `stop` is asked for, with
+    `achieved`: what was achieved after coming home, judged at the end; and `done_at`: the first
+    step after which all of it was.
     """
     if agent.config.method == "bc":
         f = np.zeros_like(f)
-    left = np.full(world.n, MORE)  # steps that it takes once it says so
+    left = np.full(world.n, STEPS_AFTER_DONE)  # steps left, once it says that it is done
     length, before = np.zeros(world.n, int), world.pose()
-    states, actions, told, achieved = [world.get_state()], [], world.pose()[:, 6], []
+    states, actions, commanded, achieved = [world.get_state()], [], before[:, 6], []
     while len(ids := np.flatnonzero((left > 0) & (length < world.horizon))):
         if stop and stop.asked:
             return None
-        world.judge_anew(np.flatnonzero(back & (length == BACK)))
+        world.judge_anew(np.flatnonzero(back & (length == HOME_STEPS)))
         pose = world.pose()
         action = pose.copy()
         action[ids], done = act(
-            agent, world.pixels(ids), felt(pose, before, told)[ids], f[ids], rng
+            agent, world.pixels(ids), proprioception(pose, before, commanded)[ids], f[ids], rng
         )
         env.check(np.isfinite(action).all(), "actions are not finite: train with a lower --lr")
-        homeward = back & (length < BACK)
+        homeward = back & (length < HOME_STEPS)
         low = pose[:, 2] < HOME[2] - REACH[2]
         way = np.clip(HOME - pose, -REACH, REACH)
         way[low, :2] = 0  # straight up at first
         action[homeward] = (pose + way)[homeward]
         action = np.clip(action, world.low, world.high).astype(np.float32)
-        world.step(action, ids)  # who is done stays as it is
+        world.step(action, ids)  # robots that are done stay as they are
         length[ids] += 1
-        left[ids] -= (done | (left[ids] < MORE)) & ~homeward[ids]
-        before, told = pose, action[:, 6]
+        left[ids] -= (done | (left[ids] < STEPS_AFTER_DONE)) & ~homeward[ids]
+        before, commanded = pose, action[:, 6]
         states.append(world.get_state())
         actions.append(action)
         achieved.append(world.achieved() & ~homeward[:, None])
     states, actions, achieved = (np.stack(rows, 1) for rows in (states, actions, achieved))
-    since = (achieved >= achieved[:, -1:]).all(2).argmax(1) + 1
+    done_at = (achieved >= achieved[:, -1:]).all(2).argmax(1) + 1
     return [
         {"states": states[i, : length[i] + 1], "actions": actions[i, : length[i]],
-         "scene": world.tasks[i].scene, "achieved": achieved[i, -1], "since": since[i]}
+         "scene": world.tasks[i].scene, "achieved": achieved[i, -1], "done_at": done_at[i]}
         for i in range(world.n)
     ]  # fmt: skip
 
 
 class Collector:
-    """Tries what demonstrations show, a chunk of trials at a time, each chunk a file.
+    """Tries what demonstrations show, in chunks of trials, each a file.
 
-    What a chunk holds depends on seed, round and number alone, not on who made it: chunks that
-    are there need not be made again.
+    Besides the policy and the flags, a chunk depends on seed, round and number alone, not on the
+    actor: chunks that exist need not be made again.
     """
 
     def __init__(self, config, number, folder, board, life, iteration, scenes, f):
-        """`scenes` and embeddings `f` of all demonstrations."""
+        """`scenes`, `f`: the scene and the embedding of every demonstration."""
         self.config, self.number, self.board = config, number, board
         self.folder, self.iteration, self.scenes, self.f = folder, iteration, scenes, f
         self.agent = Agent(SimpleNamespace(**vars(config) | {"device": "cpu"}))
@@ -712,7 +712,7 @@ class Collector:
         return bool(self.todo)
 
     def step(self):
-        """One chunk of trials: who was no use goes home and tries again: departure 14."""
+        """One chunk of trials: robots whose try was useless go home and try again: departure 14."""
         chunk = self.todo.pop(0)
         config = self.config
         rng = np.random.default_rng((5, config.seed, self.iteration, chunk))
@@ -726,17 +726,17 @@ class Collector:
             demo = task * config.per_task + rng.integers(config.per_task, size=n)
             scene = np.where(away, other, self.scenes[demo])[fresh]
             world.reset(np.flatnonzero(fresh), [env.Task(int(number), 0) for number in scene])
-            trials = attempt(self.agent, world, self.f[demo], rng, back=~fresh)  # τ_n, π(a | o, d)
+            trials = rollout(self.agent, world, self.f[demo], rng, back=~fresh)  # τ_n, π(a | o, d)
             fresh = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
-            useful += [ended(trials[k]) for k in np.flatnonzero(fresh)]
-            if not left:  # before all are counted: who is done with them ends the actors
+            useful += [cut_when_done(trials[k]) for k in np.flatnonzero(fresh)]
+            if not left:  # before the count is complete: the learner then ends the actors
                 save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
             self.board.steps[self.number] += n
-            self.board.episodes[self.number] += [n, fresh.sum()]
+            self.board.episodes[self.number] += [n, fresh.sum()]  # tried, useful
 
 
-def awake(trial):
-    """Without the steps in which nothing moved: who has no memory must not learn to wait."""
+def without_waiting(trial):
+    """Without the steps in which the gripper stood still: departure 13."""
     going = (np.abs(np.diff(poses(trial["states"]), axis=0)) > REACH / 30).any(1)
     going[0] |= not going.any()
     states, actions = trial["states"][np.append(going, True)], trial["actions"][going]
@@ -756,31 +756,29 @@ def chunk_name(number):
 
 
 def save_trials(path, trials):
-    rows = {name: [trial[name] for trial in trials] for name in ("states", "actions")}
-    width = {"states": 112, "actions": 7}
-    arrays = {name: np.concatenate([*r, np.zeros((0, width[name]))]) for name, r in rows.items()}
-    arrays["length"] = np.array([len(trial["actions"]) for trial in trials], np.int64)
-    arrays["scene"] = np.array([trial["scene"] for trial in trials], np.int64)
-    achieved = np.zeros((len(trials), len(env.SLOTS)), bool)
-    achieved[:] = [trial["achieved"] for trial in trials] or achieved
-    arrays["achieved"] = achieved
+    each = lambda name: [trial[name] for trial in trials]
+    widths = {"states": 112, "actions": 7}
+    arrays = {k: np.concatenate([*each(k), np.zeros((0, width))]) for k, width in widths.items()}
+    arrays["length"] = np.array([len(actions) for actions in each("actions")], np.int64)
+    arrays["scene"] = np.array(each("scene"), np.int64)
+    arrays["achieved"] = np.array(each("achieved"), bool).reshape(-1, len(env.SLOTS))
     env.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def load_trials(path):
-    """A chunk's trials; None if the file is damaged."""
+    """A chunk's trials; None if the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            rows = {name: file[name] for name in file}
-    except Exception:  # whatever a damaged file makes numpy stumble over
+            rows = dict(file)
+    except Exception:  # numpy raises all kinds on damaged files
         return None
     trials, end = [], 0
     for k, steps in enumerate(rows["length"]):
         begin, end = end, end + steps
-        states, actions = rows["states"][begin + k : end + k + 1], rows["actions"][begin:end]
-        scene, achieved = int(rows["scene"][k]), rows["achieved"][k]
-        trials.append({"states": states, "actions": np.float32(actions), "scene": scene,
-                       "achieved": achieved})  # fmt: skip
+        trials.append({"states": rows["states"][begin + k : end + k + 1],
+                       "actions": np.float32(rows["actions"][begin:end]),
+                       "scene": int(rows["scene"][k]),
+                       "achieved": rows["achieved"][k]})  # fmt: skip
     return trials
 
 
@@ -790,9 +788,9 @@ def load_trials(path):
 
 
 def agreement(f, what, alphas, tasks):
-    """How well cosines above α tell episodes of a common task: precision, recall, F1.  [alphas]
+    """Precision, recall and F1 of pairing episodes with cosines above each α.  [alphas]
 
-    As if of so many tasks: the more there are, the more of two episodes are of different ones.
+    Wrong pairs are scaled to so many tasks: the more there are, the more pairs are of two tasks.
     """
     cosine, same = f @ f.T, what @ what.T > 0
     unlike = (tasks - 1) / (what.shape[1] - 1)
@@ -805,18 +803,18 @@ def agreement(f, what, alphas, tasks):
 
 
 def choose_alpha(f, what, tasks):
-    """α by the validation tasks' demonstrations, for trials of so many tasks."""
+    """The α of the best F1 on validation demonstrations, as if of so many tasks."""
     alphas = np.arange(0.5, 0.995, 0.01)
     return float(alphas[agreement(f, what, alphas, tasks)[2].argmax()])
 
 
 def pair(method, f, what, alpha, rng, block=1024):
-    """Partners of every trial, up to PARTNERS of them, -1 where there are no more.
+    """Up to PARTNERS partners of every trial, -1 for none, and what the pairing is worth.
 
-    By the cosine of embeddings f (mili), then those most alike; by the tasks that were achieved
-    (oracle) or by nothing (random), then any of them.  In no order that matters.
-    And what the pairing is worth: how many pairs, which part of them has a task in common, which
-    part of all that have is found, which part of those kept has one.
+    Paired are cosines of f above α (mili), trials that achieved a common task (oracle), or any
+    (random); kept are the most similar (mili) or random ones, in no meaningful order.  Worth: the
+    number of pairs, part of them with a common task (precision), part of all such pairs that is
+    found (recall), precision of the partners kept.
     """
     E, found, right, alike, good_kept = len(f), 0, 0, 0, 0
     partners = np.full((E, min(PARTNERS, E)), -1)
@@ -824,13 +822,13 @@ def pair(method, f, what, alpha, rng, block=1024):
         rows = slice(begin, begin + block)
         cosine, same = f[rows] @ f.T, what[rows] @ what.T > 0  # p = f(τ_n)ᵀ f(τ_m)
         good = {"oracle": same, "random": np.ones_like(same)}.get(method, cosine > alpha)
-        itself = np.arange(len(good)), np.arange(E)[rows]
-        good[itself], same[itself] = False, False
+        for table in (good, same):
+            np.fill_diagonal(table[:, begin:], False)  # nobody is its own partner
         found, right, alike = found + good.sum(), right + (good & same).sum(), alike + same.sum()
-        lot = cosine if method == "mili" else rng.random(good.shape, np.float32)
-        lot = np.where(good, lot, -1)
-        drawn = np.argpartition(-lot, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
-        chosen = np.take_along_axis(lot, drawn, 1)
+        score = cosine if method == "mili" else rng.random(good.shape, np.float32)
+        score = np.where(good, score, -1)
+        drawn = np.argpartition(-score, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
+        chosen = np.take_along_axis(score, drawn, 1)
         good_kept += (np.take_along_axis(same, drawn, 1) & (chosen >= 0)).sum()
         drawn = np.where(chosen >= 0, drawn, -1)
         partners[rows] = -np.sort(-drawn, 1)
@@ -846,7 +844,7 @@ def pair(method, f, what, alpha, rng, block=1024):
 
 
 def plan(config):
-    """(what, in which round, how many steps): updates, trials, or one pairing."""
+    """Phases (name, round, steps), where a step is an update, a trial or the one pairing."""
     phases = [("bootstrap", 0, config.updates)]
     rounds = 0 if config.method in ("meta", "bc") else config.rounds
     for iteration in range(1, rounds + 1):
@@ -856,12 +854,12 @@ def plan(config):
 
 
 def length_of(config):
-    """Steps of all phases."""
+    """Total steps of all phases."""
     return sum(length for _, _, length in plan(config))
 
 
 class Run:
-    """One call of `round` is an update, a moment of trials, or a pairing."""
+    """Algorithm 1; each call of `round` is an update, a moment of trials, or the pairing."""
 
     def __init__(self, config):
         self.config, self.agent = config, Agent(config)
@@ -874,12 +872,12 @@ class Run:
         self.demos = self.trials = self.partners = self.crew = None
         self.meta = np.zeros(0, np.float32)  # the first policy, once there is one
         self.facts = dict.fromkeys(FACTS, np.nan)
-        self.losses, self.since, self.judged, self.looks = np.zeros(len(LOSSES)), 0, {}, {}
+        self.losses, self.since, self.judged, self.libraries = np.zeros(len(LOSSES)), 0, {}, {}
         self.folder, self.split = None, "val"
 
     @property
     def bytes(self):
-        """Of images of the demonstrations, and of the trials, at most."""
+        """Most memory that images of demonstrations and trials will take."""
         frames = sum(len(e["states"]) for e in self.episodes)
         return frames * 3 * self.config.size**2 + (len(self.phases) > 1) * self.budget
 
@@ -888,7 +886,7 @@ class Run:
         return int(self.config.memory_gb * 1e9)
 
     def take(self):
-        """Images come into shared memory as they are rendered."""
+        """Nothing to allocate yet: images enter shared memory as they are rendered."""
 
     def start(self, state=None):
         config = self.config
@@ -905,8 +903,8 @@ class Run:
 
     # -- phases
 
-    def where(self):
-        """The present phase: what, in which round, its length, and how much of it is done."""
+    def phase(self):
+        """The present phase: its name, round, length, and steps done."""
         done = self.steps
         for phase in self.phases:
             if done < phase[2] or phase is self.phases[-1]:
@@ -914,16 +912,16 @@ class Run:
             done -= phase[2]
 
     def progress(self):
-        """For a bar: what is done, how much of it, of how much."""
-        what, iteration, length, done = self.where()
+        """For the progress bar: phase, steps done, steps in all."""
+        what, iteration, length, done = self.phase()
         return f"{what} {iteration}" if iteration else what, min(done, length), length
 
     def finished(self):
         return self.steps >= self.config.steps
 
     def round(self):
-        """A moment of the present phase; something to tell, or None."""
-        what, iteration, length, done = self.where()
+        """A moment of the present phase; returns a line to print, or None."""
+        what, iteration, length, done = self.phase()
         if what == "trials":
             return self.collect(iteration, length, done)
         if what == "pairs":
@@ -939,25 +937,22 @@ class Run:
         return None
 
     def learn(self, iteration, progress):
-        """One update, from demonstrations and, after trials, from their pairs."""
+        """One update, on pairs of demonstrations and, after trials, pairs of trials."""
         config, rng = self.config, np.random.default_rng((4, self.config.seed, self.steps))
-        n, k = (config.batch, 0) if iteration == 0 else (
-            config.batch - round(config.share * config.batch), round(config.share * config.batch)
-        )  # fmt: skip
-        both = [self.demos.take(self.demos.moments(self.draw_demos(n, rng), config.frames, rng))]
+        k = round(config.share * config.batch) if iteration else 0  # pairs of trials
+        take = lambda library, pairs: library.take(library.moments(pairs, config.frames, rng))
+        both = [take(self.demos, self.draw_demos(config.batch - k, rng))]
         if k:
-            both.append(
-                self.trials.take(self.trials.moments(self.draw_trials(k, rng), config.frames, rng))
-            )
+            both.append(take(self.trials, self.draw_trials(k, rng)))
         batch = {name: np.concatenate([part[name] for part in both]) for name in both[0]}
-        # made anew on the learner's device: image is a tensor from here on, the rest arrays
+        # augmented on the learner's device: from here on image is a tensor, the rest arrays
         batch["image"] = torch.from_numpy(batch["image"]).to(config.device)
-        if config.anew == "yes":
-            mingle(batch, empty_table(config.size), rng)
-            vary(batch, rng)
-        batch["hand"] = seen_at(config.size, batch["pose"][..., :3])  # where an image shows it
-        misjudge(batch, rng)
-        glance(batch, rng)
+        if config.augment == "yes":
+            mix_scenery(batch, empty_table(config.size), rng)
+            mirror_and_recolour(batch, rng)
+        batch["hand"] = to_image(config.size, batch["pose"][..., :3])
+        add_noise(batch, rng)
+        rotate_crops(batch, rng)
         self.agent.anneal(progress)
         losses = self.agent.update(batch, len(both[0]["done"]))
         self.losses += list(losses.values())
@@ -965,12 +960,12 @@ class Run:
 
     def draw_demos(self, n, rng):
         """Two demonstrations of each of n tasks.  [n, 2]"""
-        what = self.demos.what
+        what = self.demos.tasks
         tasks = rng.permutation(what.shape[1])[:n]
         return np.array([rng.permutation(np.flatnonzero(what[:, task]))[:2] for task in tasks])
 
     def draw_trials(self, n, rng):
-        """n trials that have partners, and a partner of each.  [n, 2]"""
+        """n random trials that have partners, each with a random one of these.  [n, 2]"""
         kept = (self.partners >= 0).sum(1)
         first = rng.choice(np.flatnonzero(kept), n)
         return np.stack([first, self.partners[first, rng.integers(kept[first])]], 1)
@@ -982,11 +977,11 @@ class Run:
         return Path(self.config.start if theirs else self.folder) / "trials" / str(iteration)
 
     def collect(self, iteration, length, done):
-        """Let the actors try."""
+        """Let the actors collect trials for a moment."""
         config, folder = self.config, self.trials_folder(iteration)
         if self.crew is None:
             for path in (folder / chunk_name(number) for number in range(chunks(config))):
-                there = path.exists() and load_trials(path) is not None
+                there = load_trials(path) is not None
                 mine = iteration > 1 or not config.start
                 env.check(there or mine, f"{path} is missing or damaged: has {config.start} "
                           f"fewer trials than --trials {config.trials}?")  # fmt: skip
@@ -996,7 +991,7 @@ class Run:
             aids = (iteration, scenes, self.agent.embed(self.demos))
             self.crew = begin_crew(config, Collector, folder, aids, self.agent.weights())
         before = self.steps - done
-        self.steps = before + min(tend(self.crew), length)
+        self.steps = before + min(let_work(self.crew), length)
         tried, useful = self.crew.board.episodes.sum(0)
         if tried:
             self.facts["useful"] = useful / tried
@@ -1005,7 +1000,7 @@ class Run:
         return None
 
     def read_trials(self, iteration):
-        """R: all useful trials so far, the newest that --memory_gb holds the images of."""
+        """R, as many as --memory_gb holds the images of; numbers of useful and of all tries."""
         config, trials, tried = self.config, [], 0
         for past in range(iteration, 0, -1):
             for number in range(chunks(config)):
@@ -1020,21 +1015,21 @@ class Run:
         kept = int((ends * 3 * config.size**2 <= self.budget).sum())
         stay = f"the trials stay, --start {self.folder} takes them over"
         env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials; raise it: {stay}")
-        return [awake(trial) for trial in trials[:kept]], len(trials), tried
+        return [without_waiting(trial) for trial in trials[:kept]], len(trials), tried
 
     def find_pairs(self, iteration):
         """Algorithm 1, lines 17 to 23."""
         config = self.config
         trials, useful, tried = self.read_trials(iteration)
-        self.trials = None  # those of the iteration before
+        self.trials = None  # frees the previous round's images
         self.trials = Library(config, trials, "trials as images")
         alpha = config.alpha
         if not alpha:
             f, library = self.look_at("val")
-            alpha = choose_alpha(f, library.what, config.tasks)
+            alpha = choose_alpha(f, library.tasks, config.tasks)
         rng = np.random.default_rng((6, config.seed, iteration))
         f = self.agent.embed(self.trials)
-        self.partners, worth = pair(config.method, f, self.trials.what, alpha, rng)
+        self.partners, worth = pair(config.method, f, self.trials.tasks, alpha, rng)
         best = (f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)].max()
         advice = "no two trials have a task in common: begin a run that tries more (--trials)"
         if config.method == "mili":
@@ -1055,7 +1050,7 @@ class Run:
         )
 
     def read_pairs(self, iteration):
-        """Go on with pairs that were found before."""
+        """Resume with pairs found before."""
         trials, _, _ = self.read_trials(iteration)
         self.trials = Library(self.config, trials, "trials as images")
         with np.load(self.folder / f"pairs{iteration}.npz", allow_pickle=False) as file:
@@ -1066,39 +1061,39 @@ class Run:
     # -- how good is it?
 
     def look_at(self, split):
-        """Embeddings of a split's demonstrations, and the demonstrations."""
-        if split not in self.looks:
+        """Embeddings of a split's demonstrations, and these (rendered once)."""
+        if split not in self.libraries:
             config, count = self.config, len(env.tasks_of(split))
             episodes = load_demos(config, split, range(count))
-            self.looks[split] = Library(config, episodes, f"{split} demonstrations as images")
-        return self.agent.embed(self.looks[split]), self.looks[split]
+            self.libraries[split] = Library(config, episodes, f"{split} demonstrations as images")
+        return self.agent.embed(self.libraries[split]), self.libraries[split]
 
     def evaluate(self, episodes, stop=None):
-        """Success on tasks never seen, by family, of the present policy and of the first one."""
+        """Success by family on unseen tasks: of the present policy, and of the first (meta_)."""
         results, now = {}, self.agent.weights()
         for name, weights in (("", now), ("meta_", self.meta)):
             key = (zlib.crc32(weights), episodes, self.split)
             if len(weights) and key not in self.judged:
                 self.agent.load_weights(weights)
-                self.judged[key] = self.success(episodes, stop)
+                found = self.success(episodes, stop)
                 self.agent.load_weights(now)
-                if self.judged[key] is None:
-                    del self.judged[key]
+                if found is None:
                     return None
+                self.judged[key] = found
             found = self.judged.get(key, {})
             results |= {name + k: found.get(k, np.nan) for k in ("success", *env.FAMILIES)}
         judged = {f"{self.split}_episodes": episodes * len(env.tasks_of(self.split))}
         return results | judged | {"steps": self.steps}
 
     def success(self, episodes, stop):
-        """Of so many episodes of each task, one after another demonstration of it."""
+        """Success rates over so many episodes of each task, given its demonstrations in turn."""
         tasks, config = env.tasks_of(self.split), self.config
         f, _ = self.look_at(self.split)
         f, done = f.reshape(len(tasks), -1, f.shape[1]), []  # [tasks, demonstrations, 32]
         for k in tqdm(range(episodes), "playing", leave=False, disable=episodes < 3):
             world = env.Kitchen(len(tasks), 1_000_003 + k, "features", config.size, tasks=tasks)
             rng = np.random.default_rng((7, k))
-            trials = attempt(self.agent, world, f[:, k % f.shape[1]], rng, stop)
+            trials = rollout(self.agent, world, f[:, k % f.shape[1]], rng, stop)
             if trials is None:
                 return None
             done.append([trial["achieved"][task.slot] for trial, task in zip(trials, tasks)])
@@ -1108,7 +1103,7 @@ class Run:
         return {"success": np.mean(list(found.values()))} | found
 
     def row(self):
-        """Numbers since the last row."""
+        """Mean losses since the last row, and counts."""
         mean = self.losses / self.since if self.since else np.full(len(LOSSES), np.nan)
         self.losses, self.since = np.zeros(len(LOSSES)), 0
         row = {"steps": self.steps, "updates": self.updates}
@@ -1140,14 +1135,14 @@ FACTS = ("useful", "alpha", "pairs", "precision", "recall", "kept_precision")  #
 
 
 def completed(config):
-    """The flags, checked."""
+    """A copy of the flags, checked."""
     config = SimpleNamespace(**vars(config))
     d4pg.check_flags(config, FLAGS, LIMITS)
     known = config.method in METHODS
     env.check(known, f"--method is {config.method!r}; it is one of {', '.join(METHODS)}")
     tries = config.method not in ("meta", "bc") or not config.start
     env.check(tries, f"--method {config.method} has no trials to take over; leave out --start")
-    env.check(config.anew in ("yes", "no"), f"--anew is {config.anew!r}; it is yes or no")
+    env.check(config.augment in ("yes", "no"), f"--augment is {config.augment!r}; it is yes or no")
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.share < 1 and config.batch - round(config.share * config.batch) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
@@ -1155,7 +1150,7 @@ def completed(config):
 
 
 def first_policy(config):
-    """Of the run that --start names, if that is one whose trials these flags would have made."""
+    """The first policy of --start's run, which must have the same flags TRIED_WITH."""
     try:
         weights = np.load(Path(config.start) / "meta.npy", allow_pickle=False)
         theirs = json.loads((Path(config.start) / "config.json").read_text())
@@ -1167,12 +1162,12 @@ def first_policy(config):
     return weights
 
 
-TRIED_WITH = ("tasks", "per_task", "size", "frames", "channels", "components", "anew", "updates",
+TRIED_WITH = ("tasks", "per_task", "size", "frames", "channels", "components", "augment", "updates",
               "robots", "tries", "elsewhere")  # fmt: skip
 
 
 def make_missing(config):
-    """Make the demonstrations that are not there: of training and validation tasks."""
+    """Make missing demonstrations of training and validation tasks."""
     config = completed(config)
     wanted = {"train": chosen_tasks(config.tasks), "val": range(len(env.tasks_of("val")))}
     for split, numbers in wanted.items():
@@ -1188,10 +1183,10 @@ def make_run(config):
 
 
 def table(folder, config, results):
-    """Success by family: of a run, of its first policy, and of what lies beside it in runs/.
+    """Success by family: of a run, of its first policy, and of comparable runs beside it in runs/.
 
-    Beside it is what has the same flags, but for the method, was judged when it had taken all its
-    steps, and by as many episodes of the same split.
+    Comparable runs differ in MAY_DIFFER alone (without trials also in OF_TRIALS), are finished,
+    and were evaluated by as many episodes of the same split.
     """
     (judged,) = (name for name in results if name.endswith("_episodes"))
     columns = {config.method: results}

@@ -1,4 +1,4 @@
-"""Every network of both papers: policies, critics, and what looks at images or demonstrations.
+"""Every network of both papers: policies, critics, encoders of images and of demonstrations.
 
 MetaMimic (https://arxiv.org/abs/1810.05017), section 2.1 and figure 3 (the large network), figure
 6 (the small one, from IMPALA, https://arxiv.org/abs/1802.01561), appendix C.1 (the critic's head).
@@ -7,23 +7,22 @@ MILI (https://arxiv.org/abs/2003.02636): section IV-A and figure 3.
     python networks.py      prints the networks and their numbers of parameters
 
 Departures from the papers, and what they leave open:
- 1. Policy and critic see images through one encoder, which only the critic's loss trains: one
-    pass a batch instead of two.  The paper gives each its own network.
- 2. The paper tells convolutions, channels and parameters, not how they are stacked.  Both
-    networks are IMPALA's stages (a convolution, a pooling by 2, two residual blocks), with widths
-    that give the stated 1.6 and 22 million parameters for two RGB images of 128 x 128.
+ 1. Policy and critic share one encoder, trained by the critic's loss alone: one pass a batch
+    instead of two.  The paper gives each its own network.
+ 2. The paper gives numbers of convolutions, channels and parameters, not how they are stacked.
+    Both networks are IMPALA's stages (a convolution, pooling by 2, two residual blocks); widths
+    give the stated 1.6 and 22 million parameters for two RGB images of 128 x 128.
  3. Convolutions may compute in bfloat16 (--half).
- 4. On features there are no images to look at: two layers of 256, and no encoder.
- 5. MILI's paper names its layers but not their sizes; the network its authors published
-    (tensor2robot) has five convolutions of 32 channels, a spatial softmax, a temporal convolution
-    over 10 frames, two layers of 100, a mixture.  Here are four such convolutions, and over 5
-    frames, for smaller images and fewer frames, and layers of 256.  The policy's softmaxes look for
-    what the embedding and the gripper's pose ask for, in maps as fine as half of the image,
-    and tell beside where it is on the table what is there: AIMS of them by the surroundings of
-    the hottest cell alone.  A softmax keeps no picture, so three convolutions more see what
-    is around one of them, and tell where exactly the gripper comes down there, and how it is
-    turned; three see what is around the gripper, for the embedding.  That is told from the mean
-    of its batch before it is brought to length 1.
+ 4. From features, networks are two layers of 256, without an encoder.
+ 5. MILI's paper names its layers but not their sizes; its authors' published code (tensor2robot)
+    has five convolutions of 32 channels, a spatial softmax, a temporal convolution over 10 frames,
+    two layers of 100 and a mixture.  Here, for smaller images and fewer frames, there are four such
+    convolutions, 5 frames, and layers of 256.  The policy's spatial softmaxes have queries that
+    depend on the embedding and the pose, maps of half the image's size, and return positions on the
+    table beside features; those trained as keypoints (OBJECTS, AIMS) use only the cells around the
+    hottest.  A softmax keeps no picture, so three convolutions look at a crop around one keypoint
+    and predict where exactly the gripper comes down and its yaw there; three look at a crop around
+    the gripper, for the embedding.  Embeddings are centred on their batch before normalisation.
 """
 
 import contextlib
@@ -58,18 +57,17 @@ class Normalise(nn.Module):
     """Instance normalisation: each image's channels to mean 0 and variance 1."""
 
     def forward(self, x):
-        x = nn.functional.instance_norm(x)  # puts channels first: pooling such is ten times as slow
+        x = nn.functional.instance_norm(x)  # puts channels first, which pool ten times as slowly
         return x.contiguous(memory_format=torch.channels_last)
 
 
 def convolution(inputs, outputs, norm):
-    """3 x 3, and instance normalisation if `norm`."""
-    parts = [nn.Conv2d(inputs, outputs, 3, padding=1)]
-    return nn.Sequential(*parts, *([Normalise()] if norm else []))
+    """A 3 x 3 convolution, with instance normalisation if `norm`."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), *([Normalise()] if norm else []))
 
 
 def stage(inputs, outputs, norm):
-    """Five convolutions and a halving of the image: IMPALA's figure 3, right."""
+    """Five convolutions and a pooling that halves the image: IMPALA's figure 3, right."""
     pool = nn.MaxPool2d(3, stride=2, padding=1)
     blocks = [Residual(outputs, norm) for _ in range(2)]
     return nn.Sequential(convolution(inputs, outputs, norm), pool, *blocks)
@@ -83,7 +81,7 @@ ENCODERS = {  # name: channels of each stage, width of the layer after them, ins
 
 
 class Encoder(nn.Module):
-    """Images, one or an observation and its goal side by side, to a vector.
+    """An image, or an observation and its goal stacked as channels, to a vector.
 
     `dial` multiplies every width: 1 is the paper's.
     """
@@ -94,12 +92,11 @@ class Encoder(nn.Module):
         channels, width, norm = ENCODERS[name]
         channels = [3 * images, *(max(4, round(dial * c)) for c in channels)]
         self.stages = nn.Sequential(*(stage(i, o, norm) for i, o in zip(channels, channels[1:])))
-        side = size
         for _ in channels[1:]:
-            side = math.ceil(side / 2)
+            size = math.ceil(size / 2)
         self.width = max(4, round(dial * width))
         self.rest = nn.Sequential(
-            nn.ELU(), nn.Flatten(), nn.Linear(channels[-1] * side**2, self.width),
+            nn.ELU(), nn.Flatten(), nn.Linear(channels[-1] * size**2, self.width),
             nn.LayerNorm(self.width), nn.ELU(),
         )  # fmt: skip
 
@@ -119,20 +116,17 @@ def quick_at_half(kind):
 
 
 class Scale(nn.Module):
-    """Features to mean 0 and variance 1, by numbers that are set once: what images do not need."""
+    """Features to mean 0 and variance 1, by statistics that are set once; images need none."""
 
     def __init__(self, inputs):
         super().__init__()
-        self.mean, self.scale = (
-            nn.Parameter(value, requires_grad=False)  # travels with the weights, never learned
-            for value in (torch.zeros(inputs), torch.ones(inputs))
-        )
+        self.mean = nn.Parameter(torch.zeros(inputs), requires_grad=False)  # saved, not trained
+        self.scale = nn.Parameter(torch.ones(inputs), requires_grad=False)
 
     def fit(self, features, least=0.01):
-        """Take mean and spread from examples; what varies less than `least` is not blown up."""
-        mean, std = features.mean(0), features.std(0)
-        self.mean.copy_(mean)
-        self.scale.copy_(1 / std.clamp(min=least))
+        """Take mean and spread from examples; spreads below `least` count as `least`."""
+        self.mean.copy_(features.mean(0))
+        self.scale.copy_(1 / features.std(0).clamp(min=least))
 
     def forward(self, x):
         return ((x - self.mean) * self.scale).clamp(-10, 10)
@@ -141,10 +135,10 @@ class Scale(nn.Module):
 class Policy(nn.Module):
     """π(o | φ): a vector (features, or what the encoder sees) to actions in [-1, 1]."""
 
-    def __init__(self, inputs, actions, hidden=256, layers=2):
+    def __init__(self, inputs, actions, hidden=256):
         super().__init__()
-        self.mlp = mlp(inputs, actions, hidden, layers)
-        with torch.no_grad():  # begin with small actions: tanh's slope is where learning happens
+        self.mlp = mlp(inputs, actions, hidden)
+        with torch.no_grad():  # begin with small actions, where tanh has a slope
             self.mlp[-1].weight *= 0.01
             self.mlp[-1].bias *= 0
 
@@ -155,24 +149,24 @@ class Policy(nn.Module):
 class Critic(nn.Module):
     """Z(o, a | θ): logits ω_i of the atoms z_i, p_i ∝ exp ω_i(o, a) (appendix C.1)."""
 
-    def __init__(self, inputs, actions, atoms=101, hidden=256, layers=2):
+    def __init__(self, inputs, actions, atoms=101, hidden=256):
         super().__init__()
-        self.mlp = mlp(inputs + actions, atoms, hidden, layers)
+        self.mlp = mlp(inputs + actions, atoms, hidden)
 
     def forward(self, x, a):
         return self.mlp(torch.cat((x, a), 1))  # [B, atoms]
 
 
 def layer(inputs, outputs, stride=1):
-    """A convolution of MILI's, normalised over the whole image."""
+    """MILI's convolution: normalised over all channels and pixels, then ReLU."""
     conv = nn.Conv2d(inputs, outputs, 3, stride, 1)
     return nn.Sequential(conv, nn.GroupNorm(1, outputs), nn.ReLU(inplace=True))
 
 
-class Look(nn.Module):
-    """MILI's convolutions, shared by embedding and policy: images to maps, coarse and fine.
+class Convolutions(nn.Module):
+    """MILI's convolutions, shared by f and π: images to coarse and fine feature maps.
 
-    Coarse maps tell what is there, which is all that f needs; fine ones also where exactly.
+    f needs only the coarse ones (what is there), π the fine ones (also where).
     """
 
     def __init__(self, channels=32, half="no"):
@@ -193,18 +187,18 @@ class Look(nn.Module):
 
 
 def cells(h, w):
-    """Middles of an image's h x w cells, from -1 to 1, row by row.  [h w, 2]"""
+    """Centres of h x w image cells, as (x, y) from -1 to 1, row by row.  [h w, 2]"""
     y, x = ((torch.arange(n) + 0.5) / n * 2 - 1 for n in (h, w))
     return torch.stack([x.repeat(h), y.repeat_interleave(w)], 1)
 
 
-def glimpse(maps, queries, places=None, sharp=0, warmth=0):
-    """For each query: where in the maps it is met, and what is there.
+def spatial_softmax(maps, queries, places=None, sharp=0, warmth=0):
+    """Spatial softmax: for each query, the mean place and mean features where maps match it.
 
-    Maps [B, C, h, w], queries [n, C] or [B, n, C], places [h w, m] of the maps' cells: from -1 to 1
-    in the image unless told.  Places and contents, [B, n, m + C], and the heat that they are means
-    by, as logits [B, n, h, w].  Of the first `sharp` queries only what is near the hottest cell
-    counts: a mean of two things is where nothing is.  `warmth` [B, n, h w] is added to the heat.
+    Maps [B, C, h, w], queries [n, C] or [B, n, C], places [h w, m] of the cells (default: image
+    coordinates).  Returns means [B, n, m + C] and the heatmaps' logits [B, n, h, w].  The first
+    `sharp` queries average only around the hottest cell: the mean of two objects lies on neither.
+    `warmth` [B, n, h w] is added to the logits.
     """
     h, w = maps.shape[2:]
     pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, h w, C], as they lie in memory
@@ -218,8 +212,8 @@ def glimpse(maps, queries, places=None, sharp=0, warmth=0):
     return seen, heat.unflatten(2, (h, w))
 
 
-def surprise(heat, places):
-    """-log p of places [B, n, 2], by heat maps [B, n, h, w]: of the four cells around each."""
+def heatmap_loss(heat, places):
+    """Cross-entropy of heatmaps [B, n, h, w] with places [B, n, 2], each spread over four cells."""
     log_p, (h, w) = heat.flatten(2).log_softmax(2), heat.shape[2:]
     x, y = (((places[..., i] + 1) / 2 * n - 0.5).clamp(0, n - 1) for i, n in ((0, w), (1, h)))
     left, top = x.floor().clamp(max=w - 2), y.floor().clamp(max=h - 2)
@@ -231,21 +225,21 @@ def surprise(heat, places):
     return total
 
 
-FOVEA = 0.27  # of the image's width, what is looked at closely: 13 of 48 pixels
-SLANT = 0.77  # of kitchen.xml's camera: how much shorter the table looks away from it than across
+CROP = 0.27  # crop's width over the image's: 13 of 48 pixels
+SLANT = 0.77  # of kitchen.xml's camera: foreshortening of the table's depth against its width
 
 
-def close(width):
-    """So many pixels across is a close look at an image of this width: odd, one is the middle."""
-    return int(FOVEA * width) // 2 * 2 + 1
+def crop_width(width):
+    """A crop's width in pixels, odd so that one is the centre."""
+    return int(CROP * width) // 2 * 2 + 1
 
 
 def crop(images, places, angle):
-    """What images [B, H, W, 3] show closely around places [B, 2], from -1 to 1.  [B, 3, n, n]
+    """Crops of images [B, H, W, 3] around image coordinates places [B, 2].  [B, 3, n, n]
 
-    As if seen from above, turned by angles [B] about the vertical.
+    Roughly as if seen from above, rotated by angles [B] about the vertical.
     """
-    n = close(images.shape[1])
+    n = crop_width(images.shape[1])
     step = (torch.arange(n, device=places.device) - n // 2) * 2 / images.shape[1]
     c, s = angle.cos()[:, None, None], angle.sin()[:, None, None]
     right, down = step, step[:, None]
@@ -256,33 +250,34 @@ def crop(images, places, angle):
     return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def turn_by(vector, angle):
-    """Cosine and sine [B, 2] of an angle, after angles [B] are added to it."""
+def rotate(vector, angle):
+    """Vectors [B, 2], rotated by angles [B]."""
     c, s, (x, y) = angle.cos(), angle.sin(), vector.unbind(1)
     return torch.stack([c * x - s * y, s * x + c * y], 1)
 
 
-def fovea(width, outputs=64):
-    """Three convolutions for a crop: what a softmax over a map cannot keep."""
+def crop_encoder(width, outputs=64):
+    """Encoder of a crop: three convolutions, for the detail that a spatial softmax loses."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(),
         nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(32 * (close(width) // 2 + 1) ** 2, outputs), nn.LayerNorm(outputs), nn.ReLU(),
+        nn.Linear(32 * (crop_width(width) // 2 + 1) ** 2, outputs),
+        nn.LayerNorm(outputs), nn.ReLU(),
     )  # fmt: skip
 
 
 class Embedding(nn.Module):
-    """f(d): a demonstration's images and their maps, over time, to a vector of length 1.
+    """f(d): a demonstration's images and feature maps, over time, to a vector of length 1.
 
-    Its first glimpse learns to find the gripper, around which it looks closely.
+    Its first query is trained to find the gripper; a crop is taken there.
     """
 
-    def __init__(self, channels, frames, width, size=32, glimpses=8):
+    def __init__(self, channels, frames, width, size=32, queries=8):
         super().__init__()
-        self.queries, kernel = nn.Parameter(torch.randn(glimpses, channels)), min(5, frames)
+        self.queries, kernel = nn.Parameter(torch.randn(queries, channels)), min(5, frames)
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
-        self.fovea = fovea(width)
-        self.time = nn.Conv1d(glimpses * (2 + channels) + 64, 64, kernel)
+        self.crop_encoder = crop_encoder(width)
+        self.time = nn.Conv1d(queries * (2 + channels) + 64, 64, kernel)
         steps = frames - kernel + 1
         self.rest = nn.Sequential(
             nn.ReLU(), nn.Flatten(), nn.LayerNorm(64 * steps), nn.Linear(64 * steps, 100),
@@ -290,19 +285,19 @@ class Embedding(nn.Module):
         )  # fmt: skip
 
     def vector(self, images, maps, frames):
-        seen, heat = glimpse(maps, self.queries, sharp=1)
+        seen, heat = spatial_softmax(maps, self.queries, sharp=1)
         place = seen[:, 0, :2].detach()
-        near = self.fovea(crop(images, place, torch.zeros_like(place[:, 0])))
+        near = self.crop_encoder(crop(images, place, torch.zeros_like(place[:, 0])))
         x = torch.cat([seen.flatten(1), near], 1)
         x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
         return self.rest(self.time(x)), heat[:, :1]
 
     def forward(self, images, maps, frames):
-        """[N frames, H, W, 3] and [N frames, channels, h, w] to [N, size]; and heat maps of where
-        the gripper is [N frames, 1, h, w].
+        """[N frames, H, W, 3] and [N frames, channels, h, w] to [N, size]; and heatmaps of the
+        gripper [N frames, 1, h, w].
 
-        Vectors are told from their batch's mean, later from its running mean: where all are alike,
-        the contrastive loss has no slope, and cannot part them.
+        The mean over the batch, in use its running mean, is subtracted before normalisation: where
+        all vectors are equal, the contrastive loss has no slope, and cannot separate them.
         """
         (vector, heat), mean = self.vector(images, maps, frames), self.mean
         if self.training:
@@ -311,77 +306,76 @@ class Embedding(nn.Module):
         return nn.functional.normalize(vector - mean, dim=1), heat
 
 
-THINGS = 2  # that a first look learns to find: what is touched, what it is brought to
-AIMS = 3  # places ahead, of a second look: soon, where it next comes down, at its end
-DOWN = 1  # of these, the one that is looked at closely
+OBJECTS = 2  # keypoints of the first stage: the touched object, and the one it is brought to
+AIMS = 3  # of the second, where the gripper is: soon, at its next landing, in the end
+LANDING = 1  # the aim around which the crop is taken
 
 
 def from_gripper(seen, pose):
-    """Places on the table, told from the gripper; the rest of what is seen [B, n, m] stays."""
+    """Make table positions, the first two of seen [B, n, m], relative to the gripper."""
     return torch.cat([seen[..., :2] - pose[:, None, :2], seen[..., 2:]], 2)
 
 
 class Mixture(nn.Module):
-    """π(a | o, f(d)): a mixture of K Gaussians over actions, and whether all is done."""
+    """π(a | o, f(d)): a mixture of K Gaussians over actions; keypoints; whether all is done."""
 
-    def __init__(self, channels, places, pose=9, size=32, hidden=256, K=5, glimpses=8, actions=7):
-        """Places [h w, 2] of the maps' cells, as a pose's first two numbers tell them."""
+    def __init__(self, channels, places, pose=9, size=32, hidden=256, K=5, queries=8, actions=7):
+        """Places [h w, 2]: each map cell's position on the table, in the units of pose[:2]."""
         super().__init__()
         side = math.isqrt(len(places))
         cell = cells(side, side)
         self.register_buffer("places", torch.cat([places, cell], 1))
         self.register_buffer("slopes", torch.cat([cell, cell.square().sum(1, True)], 1).T)
-        self.fovea = fovea(2 * side)  # maps are half as wide as images
-        self.channels, self.free, self.K, self.actions = channels, glimpses - AIMS, K, actions
-        # what to look for, by what was shown and how far one has come; then, by what was found,
-        # where to go, as behind one thing on the side that is away from another
-        self.query = mlp(size + pose, self.free * channels, 128, 1)
-        self.again = mlp(self.free * (4 + channels) + size + pose, AIMS * (channels + 3), 128, 1)
-        for query in (self.query, self.again):
+        self.crop_encoder = crop_encoder(2 * side)  # maps are half as wide as images
+        self.channels, self.first, self.K, self.actions = channels, queries - AIMS, K, actions
+        # first stage: queries from f(d) and the pose; second: from what these have found, too, with
+        # a quadratic bias over the map, so that it can point to where the image shows nothing
+        self.query = mlp(size + pose, self.first * channels, 128, 1)
+        self.query_2 = mlp(self.first * (4 + channels) + size + pose, AIMS * (channels + 3), 128, 1)
+        for query in (self.query, self.query_2):
             nn.init.normal_(query[-1].weight, 0, 0.1)
-        inputs = glimpses * (4 + channels) + 64 + 2 + pose + size
+        inputs = queries * (4 + channels) + 64 + 2 + pose + size
         self.hidden = nn.Sequential(
             nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.ReLU(),
         )  # fmt: skip
-        # by what is seen alone: told the pose, too, it would learn to believe that
-        self.closer = mlp(64 + size, 4, 64, 1)
-        self.out = nn.Linear(hidden, K + K * actions + 1 + 2 * (AIMS + THINGS))
+        # from the crop and f(d) alone: given the pose, it would learn to rely on it
+        self.refine = mlp(64 + size, 4, 64, 1)
+        self.parts = [K, K * actions, 1, 2 * (AIMS + OBJECTS)]  # mixture, done, offsets
+        self.out = nn.Linear(hidden, sum(self.parts))
         self.spread = nn.Parameter(torch.full((K, actions), -1.0))
 
     def forward(self, images, maps, pose, f, angle):
-        """Images, their maps, and pose of B moments, each with an embedding [B, size].
+        """Images, maps and scaled poses of B frames, each with an embedding f [B, size].
 
-        The mixture: logits of the components [B, K], their means [B, K, 7] and σ [K, 7].  The
-        logit of the end [B].  Heat maps of its aims and of things [B, AIMS + THINGS, h, w], and
-        where these are from the gripper [B, AIMS + THINGS, 2].  By a close look, turned by angles
-        [B]: where exactly it comes down [B, 2], and how it is turned there, cosine and sine of
-        twice the yaw [B, 2], as jaws are alike.
+        Returns the mixture: logits [B, K], means [B, K, 7], σ [K, 7]; the logit of being done [B];
+        keypoints (AIMS, then OBJECTS): heatmaps [B, 5, h, w] and offsets from the gripper
+        [B, 5, 2]; and, from a crop rotated by angle [B], the refined landing [B, 2] with the yaw
+        there, as cosine and sine of twice the yaw [B, 2] (half a turn leaves the jaws the same).
         """
         known = torch.cat([f, pose], 1)
-        queries = self.query(known).unflatten(1, (self.free, self.channels))
-        found, warm = glimpse(maps, queries, self.places, THINGS)
+        queries = self.query(known).unflatten(1, (self.first, self.channels))
+        found, heat_1 = spatial_softmax(maps, queries, self.places, OBJECTS)
         found = from_gripper(found, pose)
-        queries = self.again(torch.cat([found.flatten(1), known], 1)).unflatten(1, (AIMS, -1))
-        queries, warmth = queries[..., : self.channels], queries[..., self.channels :]
-        aims, heat = glimpse(maps, queries, self.places, AIMS, warmth @ self.slopes)
-        heat = torch.cat([heat, warm[:, :THINGS]], 1)
-        near = self.fovea(crop(images, aims[:, DOWN, 2:4].detach(), angle))
-        turned, off = self.closer(torch.cat([near, f], 1)).split(2, 1)
-        turned, off = turn_by(turned, 2 * angle), turn_by(off, angle)
-        down = aims[:, DOWN, :2].detach() + off - pose[:, :2]  # where it comes down, more closely
+        queries = self.query_2(torch.cat([found.flatten(1), known], 1)).unflatten(1, (AIMS, -1))
+        queries, warmth = queries.split([self.channels, 3], 2)
+        aims, heat = spatial_softmax(maps, queries, self.places, AIMS, warmth @ self.slopes)
+        heat = torch.cat([heat, heat_1[:, :OBJECTS]], 1)
+        near = self.crop_encoder(crop(images, aims[:, LANDING, 2:4].detach(), angle))
+        turned, off = self.refine(torch.cat([near, f], 1)).split(2, 1)
+        turned, off = rotate(turned, 2 * angle), rotate(off, angle)
+        down = aims[:, LANDING, :2].detach() + off - pose[:, :2]  # refined landing
         seen = torch.cat([from_gripper(aims, pose), found], 1).flatten(1)
         out = self.out(self.hidden(torch.cat([seen, near, down, known], 1)))
-        parts = [self.K, self.K * self.actions, 1, 2 * (AIMS + THINGS)]
-        logits, means, end, aim = out.split(parts, 1)
+        logits, means, end, offset = out.split(self.parts, 1)
         σ = nn.functional.softplus(self.spread) + 0.05
-        means, aim = means.unflatten(1, (self.K, self.actions)), aim.unflatten(1, (-1, 2))
-        return (logits, means, σ), end[:, 0], (heat, aim), (down, turned)
+        means, offset = means.unflatten(1, (self.K, self.actions)), offset.unflatten(1, (-1, 2))
+        return (logits, means, σ), end[:, 0], (heat, offset), (down, turned)
 
 
 @contextlib.contextmanager
 def autocast(half, device):
-    """Convolutions in bfloat16 if told so (`auto`: where that is quick); yields their type."""
+    """bfloat16 autocast if `half` is yes, or auto where that is fast; yields the type."""
     half = half == "yes" or (half == "auto" and quick_at_half(device))
     with torch.autocast(device, torch.bfloat16, enabled=half):
         yield torch.bfloat16 if half else torch.float32
@@ -420,7 +414,7 @@ if __name__ == "__main__":
         encoder = Encoder(name, images=2, size=128)
         policy = Policy(encoder.width, 9)
         print(f"{name}: {count(encoder, policy):,} parameters in encoder and policy")
-    look, f, π = Look(), Embedding(32, 40, 100), Mixture(32, torch.zeros(50 * 50, 2))
+    look, f, π = Convolutions(), Embedding(32, 40, 100), Mixture(32, torch.zeros(50 * 50, 2))
     print(
         f"MILI: {count(look):,} in the convolutions, {count(f):,} in f, {count(π):,} in the policy"
     )

@@ -6,20 +6,20 @@ and removal: uniform and first-in-first-out, or both prioritised); prioritised e
 
     python -m benchmarks.replay      samples a second, beside other libraries
 
-Time.  An item is an n-step transition, complete in itself: o_t, a_t, o_{t+n}, the sum of rewards
-from t to t+n-1 and the discount of what follows, γ^n, or 0 after a termination.
+Time.  An item is an N-step transition, complete in itself: o_t, a_t, o_{t+N}, the discounted sum
+of rewards from t to t+N-1, and the discount of the bootstrap: γ^N, or 0 after a termination.
 
 Who writes what.  All items lie in one block of shared memory.  The learner lends each actor free
-slots: it writes their numbers into the actor's ring and moves `given` on.  The actor fills slots
-in that order and moves `filled` on: the one store that publishes.  So nothing is ever copied
-between processes, no lock exists that a killed process could leave shut, and whoever takes a
-killed actor's place goes on at `filled`, over what was half written.
+slots: it writes their indices into the actor's ring and advances `given`.  The actor fills slots
+in that order, then advances `filled`: this single store publishes them.  So no item is copied
+between processes, there is no lock that a killed process could leave locked, and an actor that
+replaces a killed one continues at `filled` and overwrites what was half written.
 
 Departures from the papers:
  1. New items enter with the highest priority seen, as in prioritised experience replay; Ape-X's
-    actors compute it, which costs them a critic.
+    actors compute initial priorities, for which they need the critic.
  2. Items to be removed are drawn when their slots are needed, not in bulk every 100 updates.
- 3. Importance weights are divided by the greatest of all that are drawn at once, a round's.
+ 3. Importance weights are divided by their maximum over all samples of a round.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Shared:
         folder = SHM if os.path.isdir(SHM) else tempfile.gettempdir()
         self._check_room(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
-            try:  # take it all now: a full disk is an error here, and a bus error later
+            try:  # allocate now: a full disk would be a bus error later
                 take = getattr(os, "posix_fallocate", lambda fd, _, size: os.truncate(fd, size))
                 take(file.fileno(), 0, self.bytes)
             except OSError as error:
@@ -91,13 +91,13 @@ class Shared:
 
 
 def bytes_of(spec):
-    """What arrays take, each rounded up to whole cache lines."""
+    """Size of arrays, each rounded up to whole cache lines."""
     sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in spec.values())
     return sum(-(-size // ALIGN) * ALIGN for size in sizes)
 
 
 def available_memory():
-    """Bytes that may still be taken, by the machine's count and by the container's."""
+    """Bytes that may still be allocated, by the limits of the machine and of its container."""
     free = float("inf")
     with contextlib.suppress(OSError, ValueError):
         with open("/proc/meminfo") as file:
@@ -120,12 +120,12 @@ class Items:
 
     `fields` is name: (shape, dtype). Those of float32 lie side by side in `rows`, so that one
     gather fetches them; images (uint8) have arrays of their own.
-    `bytes` is what they will take; `take` takes it.
+    `bytes` is the size of all this; `take` allocates it.
     """
 
     def __init__(self, fields, capacity, actors=1, ring=1024):
         self.fields, self.capacity, self.actors, self.ring = fields, capacity, actors, ring
-        self.slots = capacity + actors * ring  # what actors hold is beyond the capacity
+        self.slots = capacity + actors * ring  # slots lent to actors come on top of the capacity
         self.columns, width = {}, 0
         for name, (shape, dtype) in fields.items():
             if dtype == np.float32:
@@ -133,10 +133,10 @@ class Items:
         self.images = [name for name in fields if name not in self.columns]
         self.spec = {
             "rows": ((self.slots, width), np.float32),
-            "serial": ((self.slots,), np.int64),  # the how-manieth item of its actor, written last
+            "serial": ((self.slots,), np.int64),  # number of its actor's item, written last
             "numbers": ((actors, ring), np.int64),  # slots lent to each actor
-            "given": ((actors,), np.int64),  # how many were lent, ever: the learner's to write
-            "filled": ((actors,), np.int64),  # how many are filled: the actor's to write
+            "given": ((actors,), np.int64),  # slots lent so far: written by the learner
+            "filled": ((actors,), np.int64),  # slots filled so far: written by the actor
             **{name: ((self.slots, *fields[name][0]), fields[name][1]) for name in self.images},
         }
         self.bytes, self.shared = bytes_of(self.spec), None
@@ -169,15 +169,15 @@ class Items:
 
 
 # --------------------------------------------------------------------------------------------
-# The index: which slots live, how to draw some, which to remove
+# The index: which slots are in use, how to sample and remove them
 # --------------------------------------------------------------------------------------------
 
 
 class Sums:
-    """Weights of many slots, from which to draw in proportion: a tree of two wide levels.
+    """Samples slots in proportion to their weights: a sum tree of two wide levels.
 
-    Blocks of 64 weights keep their sum. A draw looks up its block in the cumulative sums, then
-    its slot within the block. Sums are always added anew, so that no error builds up.
+    Blocks of 64 weights keep their sum. A draw finds its block in the cumulative sums, then its
+    slot within the block. Sums are always recomputed, so that no rounding error accumulates.
     """
 
     WIDTH = 64
@@ -192,17 +192,17 @@ class Sums:
         self.sums[block] = self.blocks.take(block, 0).sum(1)
 
     def draw(self, rng, count):
-        """Slots, with replacement, each with a chance in proportion to its weight.  [count]
+        """Slots, with replacement, each with probability proportional to its weight.  [count]
 
-        Torch adds up five times as fast as numpy; draws in order find their blocks in the cache.
+        Torch's cumsum is five times as fast as numpy's; sorted draws find blocks in the cache.
         """
         upto = torch.from_numpy(self.sums).cumsum(0).numpy()
         self.total = upto[-1]
         u = np.minimum(np.sort(rng.random(count)) * self.total, np.nextafter(self.total, 0))
-        block = upto.searchsorted(u, "right")  # where u < upto, for the first time
+        block = upto.searchsorted(u, "right")  # the first with u < upto
         within = torch.from_numpy(self.blocks.take(block, 0)).cumsum(1)  # [count, WIDTH]
         u -= upto[block] - self.sums[block]
-        u = np.clip(u, 0, np.nextafter(within[:, -1].numpy(), 0))  # what rounding carried over
+        u = np.clip(u, 0, np.nextafter(within[:, -1].numpy(), 0))  # undo what rounding added
         place = torch.searchsorted(within, torch.from_numpy(u)[:, None], right=True)
         return rng.permutation(block * self.WIDTH + place[:, 0].numpy())
 
@@ -224,7 +224,7 @@ class Uniform:
         self.ours += len(slots)
 
     def draw(self, rng, count):
-        """Slots, each with the same chance, and no importance weights."""
+        """Slots, uniformly with replacement; no importance weights."""
         at = rng.integers(-len(self.kept), self.ours, count)
         slots = self.order.take(self.begin + at, mode="wrap")
         if len(self.kept):
@@ -240,7 +240,7 @@ class Uniform:
         return oldest
 
     def keep(self):
-        """What is here now is never removed: demonstrations, for instance."""
+        """Never remove the items that are here now: demonstrations, for instance."""
         self.kept, self.ours = self.live(), 0
 
     def live(self):
@@ -257,7 +257,7 @@ class Uniform:
 
 
 class Prioritised:
-    """P(i) = p_i^α / Σ p^α, weights (N P(i))^-β; removal with chance in proportion to p_i^-α'."""
+    """P(i) = p_i^α / Σ p^α, weights (N P(i))^-β; removes with probability ∝ p_i^-α'."""
 
     ALPHA, BETA, REMOVAL = 0.6, 0.4, 0.4  # Ape-X's
 
@@ -277,7 +277,7 @@ class Prioritised:
         return slots, (weight / weight.max()).astype(np.float32)
 
     def update(self, slots, priority):
-        """|TD| of items that were drawn; those removed since then stay removed."""
+        """Set sampled items' priorities, |TD|; those removed meanwhile stay removed."""
         here = self.chance.weights.take(slots) > 0
         if not here.all():
             slots, priority = slots[here], priority[here]
@@ -290,13 +290,13 @@ class Prioritised:
         self.removal.set(slots, np.where(self.kept.take(slots), 0, priority**-self.REMOVAL))
 
     def keep(self):
-        """What is here now is never removed: demonstrations, for instance."""
+        """Never remove the items that are here now: demonstrations, for instance."""
         self.kept[self.live()] = True
         self.removal.set(self.live(), 0.0)
 
     def remove(self, rng, count):
         removed = []
-        while count:  # what is drawn twice counts once: then draw the rest anew
+        while count:  # duplicates count once: draw until there are enough
             slots = np.unique(self.removal.draw(rng, count))
             self.chance.set(slots, 0.0)
             self.removal.set(slots, 0.0)
@@ -327,13 +327,13 @@ SAMPLING = {"uniform": Uniform, "prioritised": Prioritised}
 
 
 class Replay:
-    """The learner's side: collect what actors filled, lend them slots, sample, remove."""
+    """The learner's side: collect items that actors filled, lend them slots, sample, remove."""
 
     def __init__(self, items, sampling="uniform", seed=0, device="cpu"):
         self.items, self.rng = items.take(), np.random.default_rng((1, seed))
         self.index, self.device = SAMPLING[sampling](items.slots), device
         self.collected = np.zeros(items.actors, np.int64)
-        self.free = np.arange(items.slots)[::-1].copy()  # never used so far: a stack
+        self.free = np.arange(items.slots)[::-1].copy()  # a stack of slots never used so far
         self.unused, self.buffers = items.slots, {}
         self.lend()
 
@@ -341,7 +341,7 @@ class Replay:
         return self.index.count
 
     def lend(self):
-        """Give every actor as many slots as its ring holds; remove items where none is left."""
+        """Fill every actor's ring with free slots; if none is left, remove items for them."""
         memory, ring = self.items.shared, self.items.ring
         for actor in range(self.items.actors):
             begin = int(memory.given[actor])
@@ -355,7 +355,7 @@ class Replay:
             memory.given[actor] = begin + wanted
 
     def collect(self):
-        """Take up all items that actors have published; returns how many."""
+        """Add all items that actors have published to the index; returns how many."""
         memory, new = self.items.shared, 0
         for actor in range(self.items.actors):
             serial = np.arange(self.collected[actor], memory.filled[actor])
@@ -398,7 +398,7 @@ class Replay:
         return rows, images, self._split(rows, images)
 
     def _split(self, rows, images):
-        """Views of the columns, of the shape of one item if that has more than one axis."""
+        """Columns of `rows` as named views, in the shapes of their fields; images beside them."""
         batch = {}
         for name, columns in self.items.columns.items():
             shape = self.items.fields[name][0]
@@ -436,18 +436,18 @@ class Replay:
 
 
 # --------------------------------------------------------------------------------------------
-# What learner and actors tell each other beside the items
+# What learner and actors exchange besides items
 # --------------------------------------------------------------------------------------------
 
 
 def make_board(actors, weights, kinds=1):
-    """Numbers that one side writes and the other reads; episodes may be of several kinds."""
+    """Shared arrays, each written by one side; `kinds` of episodes are counted apart."""
     return Shared(
         weights=((weights,), np.float32),
         version=((1,), np.int64),  # odd while weights are being written
-        limit=((actors,), np.int64),  # steps that each actor may have taken
+        limit=((actors,), np.int64),  # number of steps at which each actor has to wait
         stop=((1,), np.int64),
-        steps=((actors,), np.int64),  # what each actor has taken
+        steps=((actors,), np.int64),  # steps that each actor has taken
         episodes=((actors, kinds), np.int64),
         returns=((actors, kinds, 64), np.float64),  # of each actor's latest episodes
         errors=((actors, 1000), np.uint8),  # why an actor gave up
@@ -461,7 +461,7 @@ def publish_weights(board, weights):
 
 
 def read_weights(board, version):
-    """The version of the weights and, if they are newer and whole, a copy of them, or None."""
+    """(version, weights) if there are newer ones, copied whole; else (old version, None)."""
     now = int(board.version[0])
     if now == version or now % 2:
         return version, None
@@ -470,14 +470,14 @@ def read_weights(board, version):
 
 
 def publish_return(board, actor, value, kind=0):
-    """At the end of an episode."""
+    """Record the return of an episode that ended."""
     count = board.episodes[actor, kind]
     board.returns[actor, kind, count % board.returns.shape[2]] = value
     board.episodes[actor, kind] += 1
 
 
 def read_returns(board, kind=0):
-    """Of the latest episodes of all actors."""
+    """Returns of all actors' latest episodes, up to 64 each."""
     most = board.returns.shape[2]
     return np.concatenate([
         returns[np.arange(max(0, count - most), count) % most]

@@ -4,13 +4,13 @@ python train.py                          MetaMimic: demonstrations, training, ta
 python train.py metamimic --minutes 10   the same, with flags; --help after any command shows them
 python train.py d4pg --task reach        train D4PG alone, or with demonstrations
 python train.py mili                     MILI: demonstrations, training, trials, table, pictures
-python train.py d4pg --resume runs/reach go on with a run that was stopped, or killed
+python train.py d4pg --resume runs/NAME  go on with a run that was stopped, or killed
 python train.py eval runs/NAME           measure a run again; --demo FILE imitates one file
 python train.py demos --world kitchen    make demonstration files
 python train.py look --out look.gif      show a world: A beside B, or each family of tasks
 
-A run is a folder: config.json, metrics.csv, the last two checkpoints, memory included, and in the
-end results.json, curves.png and films; of MILI, all useful trials and their pairs, too.
+A run is a folder: config.json, metrics.csv, the last two checkpoints (with replay memory), and at
+the end results.json, curves.png and films; MILI's also holds all useful trials and their pairs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-if __name__ == "__main__":  # while the rest is imported, Ctrl-C ends the process without a word
+if __name__ == "__main__":  # Ctrl-C during imports: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
@@ -52,7 +52,7 @@ def demos(args):
             made = env.load_demos(folder, "stack", ("rewards",), count)
             rewards = np.stack([demo["rewards"] for demo in made])  # [demos, T]
             stacked = rewards[:, -1] == 1
-            frame = [np.flatnonzero(r != 1)[-1] + 2 for r in rewards[stacked]]  # and so it stays
+            frame = [np.flatnonzero(r != 1)[-1] + 2 for r in rewards[stacked]]  # for good
             print(
                 f"{by}: {len(made)} demonstrations in {folder}, "
                 f"return {rewards.sum(1).mean():.1f} +- {rewards.sum(1).std():.1f}, "
@@ -64,16 +64,14 @@ def demos(args):
 
 
 def look(args):
-    """A moving picture (.gif) or a sheet of moments (.png) of a world and its demonstrators."""
+    """An animation (.gif) or a sheet of frames (.png) of a world and its demonstrators."""
     out = Path(args.out)
     env.check(out.suffix in (".gif", ".png"), f"--out is {out}; it ends in .gif or .png")
     if args.world == "stack":
         films = [film_stack(by, args) for by in env.PEOPLE]
     else:
         films = film_kitchen(args)
-    length = max(map(len, films))
-    films = [np.concatenate([f, np.repeat(f[-1:], length - len(f), 0)]) for f in films]
-    save_picture(out, np.stack(films))
+    save_picture(out, padded(films))
     print(f"{out}: " + ("A beside B" if args.world == "stack" else ", ".join(env.FAMILIES)))
 
 
@@ -89,7 +87,7 @@ def film_stack(by, args):
 
 
 def film_kitchen(args):
-    """A film for each family, of a test task."""
+    """For each task family, a film of one test task."""
     tasks = env.tasks_of("test")
     mine = [[t for t in tasks if t.family == family][args.seed % 10] for family in env.FAMILIES]
     world = env.Kitchen(4, args.seed, "features", args.size, shadows=True, tasks=mine)
@@ -102,22 +100,26 @@ def film_kitchen(args):
     return [np.stack(film) for film in films]
 
 
+def padded(films):
+    """All as long as the longest, their last frame repeated.  [films, frames, H, W, 3]"""
+    most = max(map(len, films))
+    return np.stack([np.concatenate([f, np.repeat(f[-1:], most - len(f), 0)]) for f in films])
+
+
 def save_picture(path, films):
-    """Films side by side, [films, frames, size, size, 3], as a .gif, or eight moments as a .png."""
+    """Films [films, frames, H, W, 3]: side by side as a .gif, or eight frames of each as a .png."""
     try:
         from PIL import Image
     except ImportError:
         message = "pictures need Pillow, which matplotlib brings: pip install matplotlib"
         raise ImportError(message) from None
     if path.suffix == ".gif":
-        frames = [
-            Image.fromarray(np.concatenate(list(moment), 1)) for moment in films.swapaxes(0, 1)
-        ]
+        frames = [Image.fromarray(np.concatenate(row, 1)) for row in films.swapaxes(0, 1)]
         rest = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0}
         env.write_atomically(path, lambda file: frames[0].save(file, "gif", **rest))
     else:
         moments = np.linspace(0, films.shape[1] - 1, 8).astype(int)
-        sheet = np.concatenate([np.concatenate(list(film[moments]), 1) for film in films])
+        sheet = np.concatenate([np.concatenate(film[moments], 1) for film in films])
         env.write_atomically(path, lambda file: Image.fromarray(sheet).save(file, "png"))
 
 
@@ -127,7 +129,7 @@ def save_picture(path, films):
 
 
 def train(args):
-    """Train until all steps are taken, --minutes are over, or Ctrl-C: then save."""
+    """Train until all steps are taken, --minutes have passed, or Ctrl-C; then save."""
     config, folder = open_run(args)
     tensorboard = summary_writer() if args.tensorboard else None
     for name in RUN_FLAGS:
@@ -135,9 +137,9 @@ def train(args):
         env.check(0 <= value < 1e9, f"--{name} is {value}; expected a number from 0")
     if config.algorithm != "d4pg" and not args.resume:
         ALGORITHMS[config.algorithm].make_missing(config)
-    run = ALGORITHMS[config.algorithm].make_run(config)  # bad input ends here
+    run = ALGORITHMS[config.algorithm].make_run(config)  # bad input raises an error here
     run.folder = folder
-    tqdm.write(f"{folder}: memory takes {run.bytes / 1e9:.2f} GB, shared with the actors")
+    tqdm.write(f"{folder}: memory takes up to {run.bytes / 1e9:.2f} GB, shared with the actors")
     run.take()
     with only_user(folder):
         with Stop() as stop:
@@ -149,12 +151,12 @@ def train(args):
 
 
 def work(run, folder, config, resume, tensorboard, stop):
-    """Begin or go on, train, and end the actors, however that ends."""
+    """Start or resume a run and train it; stop its actors in any case."""
     clock = time.monotonic()
     try:
         state = load_newest(folder) if resume else None
         ended = state and int(state["board"]["steps"].sum()) >= run.config.steps
-        if ended and (folder / "results.json").exists():  # else it was killed in its report
+        if ended and (folder / "results.json").exists():  # else: killed before its results
             once = getattr(config, "method", "") in ("meta", "bc")
             env.check(not once, f"all updates are taken: python train.py eval {folder}")
             flag = "rounds" if config.algorithm == "mili" else "steps"
@@ -172,7 +174,7 @@ def work(run, folder, config, resume, tensorboard, stop):
 
 
 def loop(run, folder, log, config, stop, clock):
-    """Rounds of acting and learning, with a row, an evaluation or a checkpoint when it is time."""
+    """Rounds of acting and learning, with rows, evaluations and checkpoints when due."""
     saved, minutes, shown = time.monotonic(), config.minutes, {}
     names = ALGORITHMS[config.algorithm].SHOWN | {"updates_per_s": "updates/s"}
     with Bar(run) as bar:
@@ -191,8 +193,10 @@ def loop(run, folder, log, config, stop, clock):
             if told:
                 tqdm.write(told)
             if now - saved > 60 * config.save_minutes:
+                log.seconds = log.before + now - clock
                 save(folder, run, log)
                 saved = time.monotonic()
+    log.seconds = log.before + time.monotonic() - clock
     save(folder, run, log)
 
 
@@ -221,7 +225,7 @@ class Bar:
 
 
 def report(folder, config, run, episodes, name="results"):
-    """What a run has come to: a table, a file of its numbers, curves.png and films."""
+    """Evaluate a run; print its table, write its results, draw its curves and films."""
     results = run.evaluate(episodes)
     text = json.dumps(rounded(results))
     env.write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
@@ -249,7 +253,7 @@ def report(folder, config, run, episodes, name="results"):
 
 
 def print_table(table, results, episodes):
-    """Rows of (what, column, the paper), beside what is here."""
+    """Print rows of (label, column, the paper's value) with our results."""
     width = max(len(what) for what, _, _ in table) + 2
     title = f"{results.get('val_episodes', episodes)} episodes"
     print(f"\n{title:{width}}{'here':<12}paper")
@@ -258,7 +262,7 @@ def print_table(table, results, episodes):
 
 
 def draw_curves(folder, config):
-    """What the progress bar has shown, over time."""
+    """Plot what the progress bar shows, over minutes."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
@@ -274,21 +278,20 @@ def draw_curves(folder, config):
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    buffer = lambda file: figure.savefig(file, format="png", dpi=100)
-    env.write_atomically(folder / "curves.png", buffer)
+    env.write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=100))
     plt.close(figure)
 
 
 def film(run, demos, copies, tasks=0, every=4):
-    """[films, frames, 2 size, size, 3]: above a demonstration, below its copy, or the task policy.
+    """Demonstrations, each above its imitation, or above the task policy from its initial state.
 
-    The task policy begins in the same state as the demonstration above it.
+    [films, frames, 2 size, size, 3]
     """
     states, keep = [], lambda world: states.append(world.get_state())
     metamimic.rollout(run.config, run.eyes(), demos, copies, tasks, watch=keep)
     world, films = env.Stack(1, size=128, shadows=True), []
     for robot in tqdm(range(copies + tasks), "filming", unit="film"):
-        i = robot - copies if robot >= copies else robot
+        i = robot if robot < copies else robot - copies
         mine = np.stack(states[::every])[:, robot]
         t = np.minimum(demos.first[i] + np.arange(len(states))[::every], demos.end[i])
         pair = world.render(demos.states[t]), world.render(mine)
@@ -297,7 +300,7 @@ def film(run, demos, copies, tasks=0, every=4):
 
 
 def film_imitation(config, run):
-    """Some of B's demonstrations, and the copies."""
+    """Some of B's demonstrations, above their imitations."""
     source = env.demo_folder(config.demos, "stack", "B", config.horizon)
     count = min(3, config.validation)
     return film(run, metamimic.load_demos(run.config, source, count), count)
@@ -314,9 +317,9 @@ def draw_embedding(folder, run):
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.2))
     for k, name in enumerate(env.FAMILIES):
         axes[0].scatter(x[family == k], y[family == k], s=12, label=name)
-    axes[1].scatter(x, y, s=12, c=library.what.argmax(1), cmap="nipy_spectral")
+    axes[1].scatter(x, y, s=12, c=library.tasks.argmax(1), cmap="nipy_spectral")
     upper = np.triu_indices(len(f), 1)
-    same, cosine = (library.what @ library.what.T > 0)[upper], (f @ f.T)[upper]
+    same, cosine = (library.tasks @ library.tasks.T > 0)[upper], (f @ f.T)[upper]
     for which, label in ((~same, "two tasks"), (same, "one task")):
         bins = np.linspace(-1, 1, 81)
         axes[2].hist(cosine[which], bins, density=True, alpha=0.6, label=label)
@@ -379,25 +382,20 @@ def film_rollouts(run):
     size = run.config.size
     world = env.Kitchen(4, 1_000_003, "features", size, tasks=[tasks[k] for k in mine])
     first = np.array(mine) * (len(f) // len(tasks))
-    trials = mili.attempt(run.agent, world, f[first], np.random.default_rng(0))
+    trials = mili.rollout(run.agent, world, f[first], np.random.default_rng(0))
     return film_both([library.episodes[k] for k in first], trials)
 
 
 def film_both(above, below):
     """Episodes above others: [films, frames, 2 size, size, 3]."""
-    world, films = env.Kitchen(1, obs="features", size=128, shadows=True), []
-    longest = max(len(e["states"]) for e in [*above, *below])
-    for pair in zip(above, below, strict=True):
-        rows = [
-            world.render(e["states"], [env.Task(e["scene"], 0)] * len(e["states"])) for e in pair
-        ]
-        rows = [np.concatenate([r, np.repeat(r[-1:], longest - len(r), 0)]) for r in rows]
-        films.append(np.concatenate(rows, 1))
-    return np.stack(films)
+    world = env.Kitchen(1, obs="features", size=128, shadows=True)
+    show = lambda e: world.render(e["states"], [env.Task(e["scene"], 0)] * len(e["states"]))
+    films = padded([show(episode) for episode in [*above, *below]])
+    return np.concatenate([films[: len(above)], films[len(above) :]], 2)
 
 
 def measure(args):
-    """A run's newest checkpoint, evaluated with fixed seeds; the last line is JSON."""
+    """Evaluate a run's newest checkpoint with fixed seeds; the last line printed is JSON."""
     good = args.episodes is None or 1 <= args.episodes <= 10_000
     env.check(good, f"--episodes is {args.episodes}; expected 1 to 10000")
     folder, config = Path(args.run), SimpleNamespace(**read_config(args.run))
@@ -421,9 +419,9 @@ def measure(args):
 
 
 def read_run(folder, config, alone=False):
-    """A run with the policies of its newest checkpoint, to look at on the cpu; and its steps.
+    """A run with the networks of its newest checkpoint, on the CPU for evaluation; and its steps.
 
-    `alone`: without demonstrations.
+    `alone`: without loading demonstrations.
     """
     config.device = "cpu"
     rest = {"alone": True} if alone else {}
@@ -450,17 +448,17 @@ def imitate_file(args, run):
 
 
 def rounded(results):
-    """As JSON has them, which knows no NaN."""
+    """Results rounded for JSON, with None for NaN."""
     short = lambda v: int(v) if isinstance(v, int) else round(float(v), 4)
     return {k: short(v) if np.isfinite(v) else None for k, v in results.items()}
 
 
-EPISODES = 200  # of each kind, unless told
+EPISODES = 200  # default of eval --episodes
 OURS = ("config.json", "metrics.csv", "lock")  # what a run has before its first checkpoint
 
 
 def open_run(args):
-    """The configuration, of a new folder or of the run that is to go on."""
+    """Configuration and folder of a new run, or of the one to resume."""
     names = {**ALGORITHMS[args.command].FLAGS, **RUN_FLAGS}
     if args.resume is None:
         config = {"algorithm": args.command} | {name: getattr(args, name) for name in names}
@@ -488,7 +486,7 @@ def open_run(args):
 
 
 def read_config(folder, flag=""):
-    """A run's flags, refused if they are not whole."""
+    """A run's config.json; raises an error if it is damaged or of another version."""
     path = Path(folder) / "config.json"
     env.check(str(folder) and path.exists(), f"{flag}{folder}: there is no run")
     try:
@@ -503,7 +501,7 @@ def read_config(folder, flag=""):
 
 @contextlib.contextmanager
 def only_user(folder):
-    """A run has one user; the lock goes with its process, however that ends."""
+    """Lock a run's folder for one process; the lock is released when that ends, in any way."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         try:
@@ -514,7 +512,7 @@ def only_user(folder):
 
 
 class Stop:
-    """Ctrl-C: the first asks to stop and save, the second leaves at once."""
+    """Ctrl-C: the first asks the run to save and stop, the second exits at once."""
 
     def __enter__(self):
         self.asked = False
@@ -545,12 +543,12 @@ class Log:
     def __init__(self, folder, tensorboard, state=None):
         self.path, state = folder / "metrics.csv", (state or {}).get("log", {})
         self.rows, self.seconds = state.get("rows", 0), state.get("seconds", 0.0)
-        self.before = self.seconds  # of training, in earlier parts of the run
+        self.before = self.seconds  # training time before the run was resumed
         self.next_row, self.next_eval = state.get("next_row", 0), state.get("next_eval", 0)
         self.last = state.get("last", -1)  # steps at the last row
         there = self.rows and self.path.exists()
         lines = self.path.read_text().splitlines()[: 1 + self.rows] if there else []
-        text = "".join(line + "\n" for line in lines)  # without rows after the checkpoint
+        text = "".join(line + "\n" for line in lines)  # drops rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
         self.names = lines[0].split(",") if lines else None
         self.then, self.latest, self.board = 0.0, {"steps": 0, "updates": 0}, None
@@ -561,17 +559,15 @@ class Log:
         return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval", "last")}
 
     def row(self, run, config, seconds, ended, stop):
-        """Write what has been since the last row, with an evaluation if it is time."""
+        """Write metrics since the last row, with an evaluation if one is due."""
         results = {}
         if run.steps >= self.next_eval or ended:
             results = run.evaluate(config.eval_episodes, stop)
-            if results is None:  # Ctrl-C: this row is written when the run goes on
+            if results is None:  # Ctrl-C: the row is written after resuming
                 return {}
         row = run.row()
-        self.last, self.next_row = (
-            row["steps"],
-            (run.steps // config.log_every + 1) * config.log_every,
-        )
+        self.last = row["steps"]
+        self.next_row = (run.steps // config.log_every + 1) * config.log_every
         for name, before in self.latest.items():
             row[f"{name}_per_s"] = (row[name] - before) / (seconds - self.then)
         self.then, self.latest = seconds, {name: row[name] for name in self.latest}
@@ -594,7 +590,7 @@ class Log:
 
 
 def save(folder, run, log):
-    """A checkpoint, whole or not at all; the last two stay."""
+    """Write a checkpoint atomically; keep the last two."""
     state = tensors(run.state() | {"log": log.state(), "version": VERSION})
     path = folder / f"step{run.steps:012d}.pt"
     try:
@@ -606,7 +602,7 @@ def save(folder, run, log):
 
 
 def load_newest(folder):
-    """The newest checkpoint that is whole; those that are not are named, and set aside."""
+    """The newest undamaged checkpoint; damaged ones are reported and renamed."""
     for left in folder.glob(".*.part"):  # of a save that was killed
         left.unlink()
     paths = sorted(folder.glob("step*.pt"), reverse=True)
@@ -643,7 +639,7 @@ def tensors(tree):
 
 
 def arrays(tree):
-    """The other way; agents keep their tensors."""
+    """Tensors as arrays again, except in agents."""
     if isinstance(tree, dict):
         return {key: v if key == "agent" else arrays(v) for key, v in tree.items()}
     if isinstance(tree, list):
@@ -651,10 +647,10 @@ def arrays(tree):
     return tree.numpy() if isinstance(tree, torch.Tensor) else tree
 
 
-VERSION = 2  # of checkpoints
+VERSION = 3  # of checkpoints
 RUN_FLAGS = {  # name: (what it is, default)
-    "minutes": ("of training at most; 0: until all steps are taken", 0.0),
-    "save_minutes": ("between checkpoints", 5.0),
+    "minutes": ("train so long at most, in this call; 0: until all steps are taken", 0.0),
+    "save_minutes": ("minutes between checkpoints", 5.0),
 }
 MAY_CHANGE = ("steps", "rounds", "minutes", "save_minutes", "device", "log_every", "eval_every")
 PRESETS = ("tiny", "classroom", "paper")
@@ -667,12 +663,12 @@ ALGORITHMS = {"d4pg": d4pg, "metamimic": metamimic, "mili": mili}
 
 
 def add_algorithm(commands, name, text):
-    """A command with one typed flag for each of an algorithm's numbers."""
+    """A command with a typed flag for each entry of an algorithm's FLAGS."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="classroom", help="values of the rest")
-    parser.add_argument("--out", metavar="RUN", help="folder of the run; runs/NAME if not told")
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run")
-    parser.add_argument("--tensorboard", action="store_true", help="write for TensorBoard, too")
+    parser.add_argument("--preset", choices=PRESETS, default="classroom", help="all defaults below")
+    parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--resume", metavar="RUN", help="continue this run")
+    parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
     for flag, (what, *values) in ALGORITHMS[name].FLAGS.items():
         kind = type(values[1])
         parser.add_argument(
@@ -685,7 +681,7 @@ def add_algorithm(commands, name, text):
 
 
 def fill(args, flags):
-    """What was not given comes from the preset."""
+    """Fill in flags that were not given from the preset."""
     args.given = {name for name, value in vars(args).items() if value is not None}
     for flag, (_, *values) in flags.items():
         if flag not in args.given:
@@ -694,7 +690,7 @@ def fill(args, flags):
         if flag not in args.given:
             setattr(args, flag, value)
     if getattr(args, "env", "stack") != "stack" and "horizon" not in args.given:
-        args.horizon = 0  # an environment of another library has a limit of its own
+        args.horizon = 0  # gymnasium environments have their own limit
 
 
 def parse(argv=None):
@@ -711,9 +707,9 @@ def parse(argv=None):
         help="demonstrations of each person (500) or kitchen task (paper: 4)")  # fmt: skip
     add("--horizon", type=int, default=200, metavar="T",
         help="steps of a stacking episode (paper: some 600)")  # fmt: skip
-    add("--seed", type=int, default=0, help="of everything that is drawn at random")
-    add("--processes", type=int, default=2, metavar="P", help="that make demonstrations")
-    add("--size", type=int, default=128, help="of pictures, in pixels (papers: 128 and 100)")
+    add("--seed", type=int, default=0, help="random seed")
+    add("--processes", type=int, default=2, metavar="P", help="processes that make demonstrations")
+    add("--size", type=int, default=128, help="side of pictures, in pixels (papers: 128, 100)")
     add("--out", default="look.gif", metavar="FILE", help="picture to write, .gif or .png")
     for name, text in (("demos", "make demonstration files"), ("look", "draw a picture")):
         commands.add_parser(name, help=text, parents=[worlds], allow_abbrev=False)
@@ -724,15 +720,11 @@ def parse(argv=None):
     measure = commands.add_parser("eval", help=text, description=text, allow_abbrev=False)
     add = measure.add_argument
     add("run", metavar="RUN", help="folder of the run")
-    add(
-        "--episodes",
-        type=int,
-        metavar="N",
-        help=f"of each kind, seeds fixed ({EPISODES}, MetaMimic's: --validation)",
-    )
-    add("--split", choices=env.SPLITS, help="of MILI's tasks (val; test is for tables alone)")
-    add("--demo", metavar="FILE", help="imitate this demonstration in one shot, and nothing else")
-    add("--out", metavar="FILE", help="picture of it, .gif or .png; RUN/NAME.gif if not told")
+    add("--episodes", type=int, metavar="N",
+        help=f"episodes of each kind ({EPISODES}; MetaMimic's --validation)")  # fmt: skip
+    add("--split", choices=env.SPLITS, help="MILI's tasks (val; test is for final tables alone)")
+    add("--demo", metavar="FILE", help="only imitate this demonstration, in one shot")
+    add("--out", metavar="FILE", help="its picture, .gif or .png (default: RUN/NAME.gif)")
     argv = sys.argv[1:] if argv is None else list(argv)
     alone = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
     args = parser.parse_args(["metamimic", *argv] if alone else argv)
@@ -757,4 +749,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an impatient Ctrl-C ends the cleaning-up
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during clean-up: no traceback

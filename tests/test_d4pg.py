@@ -394,6 +394,17 @@ def test_d4pgfd_begins_with_the_demonstrations_and_keeps_them(demos):
     assert set(kept) <= set(run.learners[0].memory.index.live())
 
 
+def test_d4pgfd_refuses_demonstrations_of_unequal_lengths(demos, tmp_path):
+    """They are replayed side by side."""
+    for number, steps in enumerate((200, 150)):
+        demo = env.load_demo(demos / f"stack200/A/000{number}.npz", "stack", env.ARRAYS)
+        short = {key: demo[key][: steps + extra] for key, (_, _, extra) in env.ARRAYS.items()}
+        env.save_demo(tmp_path / f"stack200/A/000{number}.npz", short, "stack", 0, "A")
+    config = make_config(task="stack", demos=str(tmp_path), fd=2, horizon=200, capacity=2000)
+    with pytest.raises(ValueError, match=r"demonstrations of \[150, 200\] steps; make some of one"):
+        d4pg.make_run(config)
+
+
 def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
     config = make_config(demos=str(demos), curriculum=60, horizon=200, robots=16)
     run = d4pg.make_run(config).start()
@@ -411,6 +422,7 @@ def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
         ({"env": "garden"}, "--env is 'garden'"),
         ({"gamma": 1.0}, "--gamma is 1.0"),
         ({"vmin": 5.0, "vmax": 2.0}, "--vmin 5.0 is not below --vmax 2.0"),
+        ({"vmin": 5.0, "vmax": 0.0}, "--vmin 5.0 is not below --vmax 0.0"),
         ({"robots": 0}, "--robots is 0; expected a number from 1 to 10000"),
         ({"updates_per_step": -0.5}, "--updates_per_step is -0.5; expected"),
         ({"sigma_min": 0.0}, "--sigma_min is 0.0; expected"),

@@ -131,7 +131,7 @@ def test_each_frame_is_learned_from_as_often_as_another(begun):
     assert abs(drawn / expected - 1).max() < 0.15
 
 
-@pytest.mark.parametrize(("family", "more"), [("push", 0), ("place", mili.LEAVE)])
+@pytest.mark.parametrize(("family", "more"), [("push", 0), ("place", mili.LEAVE_STEPS)])
 def test_poses_and_actions_are_the_files(begun, demos, family, more):
     """Until the task is done, and of what is placed a little longer."""
     run, numbers = begun(), mili.chosen_tasks(TASKS)
@@ -207,7 +207,7 @@ def test_a_heat_map_is_surprised_by_what_is_where_it_is_cold():
     rng = np.random.default_rng(0)
     places = np.float32([[-1, -1], [1, 1], [1.3, -0.2], [0.11, 0.72]])
     heat = rng.normal(size=(1, 4, 5, 7)).astype(np.float32)
-    found = networks.surprise(torch.from_numpy(heat), torch.from_numpy(places)[None])
+    found = networks.heatmap_loss(torch.from_numpy(heat), torch.from_numpy(places)[None])
     expected = [literal_surprise(*pair) for pair in zip(heat[0], places, strict=True)]
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
 
@@ -215,7 +215,7 @@ def test_a_heat_map_is_surprised_by_what_is_where_it_is_cold():
 def test_a_glimpse_tells_where_its_query_is_met_and_what_is_there():
     maps = torch.zeros(1, 3, 4, 5)
     maps[0, :, 3, 0] = torch.tensor([9.0, 0.0, 4.0])  # bottom left
-    seen, heat = networks.glimpse(maps, torch.tensor([[9.0, 0.0, 0.0]]))
+    seen, heat = networks.spatial_softmax(maps, torch.tensor([[9.0, 0.0, 0.0]]))
     np.testing.assert_allclose(seen[0, 0], [-0.8, 0.75, 9, 0, 4], atol=1e-3)
     assert heat[0, 0].argmax() == 3 * 5
 
@@ -225,7 +225,7 @@ def test_a_sharp_glimpse_looks_at_one_of_two_things_and_not_between_them():
     maps[0, 0, 1, [1, 10]] = torch.tensor([20.0, 20.5])  # the right one is a little more like it
     places = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(12.0), indexing="ij"), -1)
     queries, places = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]), places.flatten(0, 1)
-    seen, heat = networks.glimpse(maps, queries, places, sharp=1)
+    seen, heat = networks.spatial_softmax(maps, queries, places, sharp=1)
     np.testing.assert_allclose(seen[0, 0], [1, 10, 20.5, 0, 0], atol=1e-3)
     assert 5 < seen[0, 1, 1] < 8  # a mean
     assert torch.equal(heat[0, 0], heat[0, 1])
@@ -237,15 +237,15 @@ def test_a_second_look_can_be_sent_anywhere(config):
     policy = mili.Agent(config(size=48)).nets[2]
     place = torch.tensor([0.3, -0.7])
     hill = 9 * torch.cat([2 * place, torch.tensor([-1.0])]) @ policy.slopes  # -9 |x - place|²
-    seen, heat = networks.glimpse(torch.zeros(1, 8, 24, 24), torch.zeros(1, 1, 8),
+    seen, heat = networks.spatial_softmax(torch.zeros(1, 8, 24, 24), torch.zeros(1, 1, 8),
                                   policy.places, sharp=1, warmth=hill[None, None])  # fmt: skip
     assert (seen[0, 0, 2:4] - place).abs().max() < 2 / 24
     images, maps = torch.zeros(2, 48, 48, 3, dtype=torch.uint8), torch.randn(2, 8, 24, 24)
     f, pose = torch.randn(2, 32), torch.randn(2, 9)
     heat = policy(images, maps, pose, f, torch.zeros(2))[2][0]
-    assert heat.shape == (2, networks.AIMS + networks.THINGS, 24, 24)
+    assert heat.shape == (2, networks.AIMS + networks.OBJECTS, 24, 24)
     heat = heat[:, : networks.AIMS]  # of the second look alone
-    networks.surprise(heat, place.expand(2, networks.AIMS, 2)).sum().backward()
+    networks.heatmap_loss(heat, place.expand(2, networks.AIMS, 2)).sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in policy.query.parameters())
 
 
@@ -258,7 +258,7 @@ def test_the_policy_is_told_how_far_what_it_sees_is_from_its_gripper(config):
     np.testing.assert_allclose(camera.project(points)[..., 0], np.tile(cell, (24, 1)), atol=1e-5)
     np.testing.assert_allclose(camera.project(points)[..., 1].T, np.tile(cell, (24, 1)), atol=1e-5)
     told = mili.Agent(config(size=48)).nets[2].places.view(24, 24, 4)
-    pose = torch.from_numpy(mili.felt(world.pose(), world.pose(), world.pose()[:, 6]))
+    pose = torch.from_numpy(mili.proprioception(world.pose(), world.pose(), world.pose()[:, 6]))
     pose[0, :2] = torch.from_numpy(places[17, 5])
     np.testing.assert_allclose(mili.scaled(pose)[0, :2], told[17, 5, :2], atol=1e-5)
     np.testing.assert_allclose(camera.project(points)[17, 5], told[17, 5, 2:], atol=1e-5)
@@ -279,11 +279,11 @@ def test_what_is_looked_at_closely_is_what_the_image_shows_there():
 
 
 def test_as_much_of_the_table_is_looked_at_closely_whatever_the_images_size():
-    assert networks.close(48) == 13  # as in results/
+    assert networks.crop_width(48) == 13  # as in results/
     for size in range(32, 257, 2):
-        n = networks.close(size)
+        n = networks.crop_width(size)
         assert n % 2 == 1
-        assert abs(n - networks.FOVEA * size) <= 1
+        assert abs(n - networks.CROP * size) <= 1
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.4, 1.2, 2.5, -0.8])
@@ -296,9 +296,9 @@ def test_what_is_looked_at_closely_is_seen_as_from_above_and_turned(yaw):
     along, aside = off @ way, off @ [-way[1], way[0]]
     bar = (along > 0) & (along < 0.06) & (abs(aside) < 0.012)
     image = np.uint8(255 * bar)[None, :, :, None].repeat(3, 3)
-    place = torch.from_numpy(mili.in_image(96, middle))[None]
+    place = torch.from_numpy(mili.table_to_image(96, middle))[None]
     seen = networks.crop(torch.from_numpy(image), place, torch.tensor([yaw]))[0, 0] + 0.5
-    y, x = np.indices(seen.shape) - networks.close(96) // 2
+    y, x = np.indices(seen.shape) - networks.crop_width(96) // 2
     seen = seen.numpy()
     told = np.arctan2((seen * -y).sum(), (seen * x).sum())
     assert seen.sum() > 10
@@ -307,7 +307,7 @@ def test_what_is_looked_at_closely_is_seen_as_from_above_and_turned(yaw):
 
 def test_what_is_told_of_a_turned_picture_is_turned_back():
     vector, angle = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([0.5, -0.7])
-    told = networks.turn_by(vector, angle)
+    told = networks.rotate(vector, angle)
     then = torch.atan2(told[:, 1], told[:, 0])
     torch.testing.assert_close(then, torch.tensor([0.5, math.atan2(0.8, 0.6) - 0.7]))
 
@@ -319,7 +319,7 @@ def test_a_gripper_is_looked_for_where_its_image_shows_it():
     for xyz in ((0, -0.06, 0.2), (0.1, 0.1, 0.1), (-0.15, 0.05, 0.15)):
         state[0, 1:4], state[0, 7:9] = xyz, 0
         image = world.render(state, world.tasks)[0]
-        x, y = (mili.seen_at(96, np.array(xyz)) + 1) * 48
+        x, y = (mili.to_image(96, np.array(xyz)) + 1) * 48
         held.append(image[int(y) - 3 : int(y), int(x)].astype(int))  # just above the tips
     for pixels in held:
         assert (abs(pixels - [70, 73, 80]) < 25).all()  # its dark grey
@@ -333,10 +333,10 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
     pairs = run.draw_demos(3, rng)
     batch = library.take(library.moments(pairs, FRAMES, rng))
     batch["image"] = torch.from_numpy(batch["image"])
-    mili.vary(batch, rng)
-    batch["hand"] = mili.seen_at(run.config.size, batch["pose"][..., :3])
-    mili.misjudge(batch, rng)
-    mili.glance(batch, rng)
+    mili.mirror_and_recolour(batch, rng)
+    batch["hand"] = mili.to_image(run.config.size, batch["pose"][..., :3])
+    mili.add_noise(batch, rng)
+    mili.rotate_crops(batch, rng)
     look, embed, policy = agent.nets
     oil, ends, ways, hands, downs, turns = [], [], [], [], [], []
     vectors, f = np.zeros((2, 2, 3), object)
@@ -362,12 +362,12 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun):
                     mixture, end, (heat, aim), (down, turned) = told
                     yaw = torch.tensor(batch["yaw"][i, m, t])
                     move = (action - mili.base(pose, yaw, turned)) / torch.tensor(mili.REACH)
-                    for k, xy in enumerate(batch["ahead"][i, m, t]):
-                        place = mili.in_image(run.config.size, xy)
+                    for k, xy in enumerate(batch["keypoints"][i, m, t]):
+                        place = mili.table_to_image(run.config.size, xy)
                         way = (xy - batch["pose"][i, m, t, :2]) / 0.06
                         smooth = literal_smooth(aim[0, k].numpy() - way, 0.3)
                         ways.append(literal_surprise(heat[0, k].numpy(), place) + smooth)
-                        if k == networks.DOWN:
+                        if k == networks.LANDING:
                             downs.append(literal_smooth(down[0].numpy() - way, 0.1))
                     off = turned[0].numpy() - batch["turned"][i, m, t]
                     turns.append((off**2).mean())
@@ -401,7 +401,7 @@ def test_pairs_are_two_demonstrations_of_a_task_each_task_once(begun):
     run = begun()
     for k in range(5):
         pairs = run.draw_demos(6, np.random.default_rng(k))
-        tasks = run.demos.what[pairs].argmax(2)
+        tasks = run.demos.tasks[pairs].argmax(2)
         assert (tasks[:, 0] == tasks[:, 1]).all()
         assert len(set(tasks[:, 0])) == 6
         assert (pairs[:, 0] != pairs[:, 1]).all()
@@ -424,7 +424,7 @@ def test_behaviour_cloning_looks_at_no_demonstration(begun, config):
         episodes = []
         for one in f:
             world = env.Kitchen(1, 3, obs="features", size=32, tasks=[task])
-            episodes.append(mili.attempt(agent, world, one[None], np.random.default_rng(0))[0])
+            episodes.append(mili.rollout(agent, world, one[None], np.random.default_rng(0))[0])
         first, second = (e["actions"][0] for e in episodes)
         assert np.array_equal(first, second) == alike
 
@@ -438,14 +438,14 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
         after = {name: value.copy() for name, value in before.items()}
         after["image"] = torch.from_numpy(after["image"])
         rng = np.random.default_rng(seed)
-        mili.vary(after, rng)
-        mili.misjudge(after, rng)
+        mili.mirror_and_recolour(after, rng)
+        mili.add_noise(after, rng)
         mirrored = (after["action"] != before["action"]).any()
         x = -1 if mirrored else 1
         off = after["pose"] - before["pose"] * [x, 1, 1, 1, x, x, 1, 1, 1]
-        np.testing.assert_allclose(off.reshape(-1, 9).std(0), mili.INEXACT, rtol=0.5, atol=1e-6)
+        np.testing.assert_allclose(off.reshape(-1, 9).std(0), mili.POSE_NOISE, rtol=0.5, atol=1e-6)
         np.testing.assert_array_equal(after["action"][..., 0], x * before["action"][..., 0])
-        np.testing.assert_array_equal(after["ahead"][..., 0], x * before["ahead"][..., 0])
+        np.testing.assert_array_equal(after["keypoints"][..., 0], x * before["keypoints"][..., 0])
         np.testing.assert_array_equal(after["turned"], before["turned"] * [1, x])
         np.testing.assert_array_equal(after["yaw"], before["pose"][..., 5] * x)  # moves are exact
         np.testing.assert_array_equal(after["action"][..., 2], before["action"][..., 2])
@@ -459,16 +459,16 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
 
 
 def test_with_anew_no_images_are_learned_from_as_they_are(begun, monkeypatch):
-    run, seen, none = begun(anew="no"), [], dict.fromkeys(mili.LOSSES, 0.0)
+    run, seen, none = begun(augment="no"), [], dict.fromkeys(mili.LOSSES, 0.0)
     monkeypatch.setattr(run.agent, "update", lambda batch, n: seen.append(batch) or none)
     taken = run.demos.take
     monkeypatch.setattr(run.demos, "take", lambda at: seen.append(taken(at)) or seen[-1])
     run.learn(0, 0.0)
     was, now = seen
-    for name in ("image", "action", "ahead", "turned", "yaw"):
+    for name in ("image", "action", "keypoints", "turned", "yaw"):
         np.testing.assert_array_equal(was[name], now[name])
     off = (now["pose"] - was["pose"]).reshape(-1, 9)
-    np.testing.assert_allclose(off.std(0), mili.INEXACT, rtol=0.5, atol=1e-6)
+    np.testing.assert_allclose(off.std(0), mili.POSE_NOISE, rtol=0.5, atol=1e-6)
 
 
 def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere():
@@ -482,8 +482,8 @@ def test_only_what_stands_still_is_replaced_and_by_what_stands_still_elsewhere()
     ahead = np.tile(env.scene_camera(0, 32, False).on_table(32)[24, 24], (2, 2, 3, 5, 1))
     table, replaced = np.full((32, 32, 3), 50, np.uint8), np.zeros((2, 2, 32, 32))
     for seed in range(100):
-        batch = {"image": torch.from_numpy(image), "ahead": ahead}
-        mili.mingle(batch, table, np.random.default_rng(seed))
+        batch = {"image": torch.from_numpy(image), "keypoints": ahead}
+        mili.mix_scenery(batch, table, np.random.default_rng(seed))
         batch["image"] = batch["image"].numpy()
         new = (batch["image"] != image).any(-1)  # [2, 2, F, H, W]
         assert (new == new[:, :, :1]).all()  # the same in all frames
@@ -502,8 +502,8 @@ def test_two_that_belong_together_do_not_get_the_same_scenery():
     image += np.arange(10, 90, 10, dtype=np.uint8).reshape(4, 2, 1, 1, 1, 1)
     ahead, seen = np.full((4, 2, 3, 5, 2), 9.0), set()
     for seed in range(100):
-        batch = {"image": torch.from_numpy(image), "ahead": ahead}
-        mili.mingle(batch, image[0, 0, 0], np.random.default_rng(seed))
+        batch = {"image": torch.from_numpy(image), "keypoints": ahead}
+        mili.mix_scenery(batch, image[0, 0, 0], np.random.default_rng(seed))
         donor = lambda one, k: {int(x) // 10 - 1 for x in np.unique(one)} - {k}
         for k, two in enumerate(batch["image"]):
             theirs = [{x // 2 for x in donor(one, 2 * k + i)} for i, one in enumerate(two)]
@@ -535,9 +535,10 @@ def test_the_mirror_is_where_the_image_has_it():
 
 
 def test_a_third_of_a_turn_exchanges_colours():
-    turn = mili.hues(2 * np.pi / 3)
+    turn = mili.hue_rotation(2 * np.pi / 3)
     np.testing.assert_allclose(sorted(turn.ravel()), [0] * 6 + [1] * 3, atol=1e-6)
-    np.testing.assert_allclose(mili.hues(0.3) @ mili.hues(-0.3), np.eye(3), atol=1e-6)
+    there, back = mili.hue_rotation(0.3), mili.hue_rotation(-0.3)
+    np.testing.assert_allclose(there @ back, np.eye(3), atol=1e-6)
 
 
 def test_a_gripper_lands_where_it_comes_down_before_it_rises():
@@ -562,7 +563,7 @@ def test_what_is_touched_is_where_a_gripper_lands_or_before_it_where_it_slides()
     push = [[0, 0, 20], [-12, 3, 2], [-4, 3, 2], [4, 3, 1], [8, 3, 2]]
     for path, touched, met in ((press, [[4, 2]] * 2, [4, 2]), (place, [[5, 5], [9, -5]], [9, -5]),
                                (push, [[-2, 3], [18, 3]], [24, 3])):  # fmt: skip
-        found = 100 * mili.things(np.array(path) / 100, moved)
+        found = 100 * mili.touched_and_goal(np.array(path) / 100, moved)
         assert found.shape == (len(path), 2, 2)
         np.testing.assert_allclose(found[[0, -1], 0], touched, atol=0.5)
         np.testing.assert_allclose(found[:, 1], [met] * len(path), atol=0.5)
@@ -577,7 +578,7 @@ def test_what_is_touched_is_what_the_task_is_about(begun):
         world.set_state(run.episodes[k]["states"][:1])
         family, *which = env.SLOTS[task.slot]
         lie = (world.buttons() if family == "press" else world.place)[0, :, :2]
-        off = run.demos.ahead[first, networks.AIMS :] - lie[[which[0], which[-1]]]
+        off = run.demos.keypoints[first, networks.AIMS :] - lie[[which[0], which[-1]]]
         far = (0.04, 0.08) if family == "push" else (0.03, 0.03)
         assert (np.linalg.norm(off, axis=1) < far).all()
 
@@ -590,7 +591,7 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
             later = [k for k in mili.landings(z) if k > t]
             then = [min(t + 5, length - 1), min([*later, length - 1]), length - 1]
             xy = library.pose[[first + k for k in then], :2]
-            np.testing.assert_array_equal(library.ahead[first + t, : networks.AIMS], xy)
+            np.testing.assert_array_equal(library.keypoints[first + t, : networks.AIMS], xy)
             yaw = library.pose[first + then[1], 5]
             twice = [np.cos(yaw) ** 2 - np.sin(yaw) ** 2, 2 * np.cos(yaw) * np.sin(yaw)]
             np.testing.assert_allclose(library.turned[first + t], twice, atol=1e-6)
@@ -602,7 +603,7 @@ def test_where_the_gripper_will_be_is_read_off_the_demonstration(begun):
 def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     """Weights of 0.3, 0.6 and 0.1 are drawn as 9, 36 and 1 of 46."""
     B, rng = 2000, np.random.default_rng(0)
-    means, end = np.zeros((B, 3, 7), np.float32), np.resize([mili.SURE - 2, mili.SURE + 2], B)
+    means, end = np.zeros((B, 3, 7), np.float32), mili.DONE_LOGIT + np.resize([-2, 2], B)
     means[:, 0, 1], means[:, 1, 0], means[:, 2, 2] = 9, 0.5, 9
     told = [torch.tensor([0.3, 0.6, 0.1]).log().expand(B, 3), torch.from_numpy(means), None]
     pose = rng.random((B, 9), np.float32)
@@ -611,7 +612,7 @@ def test_actions_are_likely_components_from_where_the_gripper_is(begun):
     agent = SimpleNamespace(nets=[lambda x: (x, x), None, fake], config=begun().config)
     images, f = np.zeros((B, 8, 8, 3), np.uint8), np.zeros((B, 32), np.float32)
     action, done = mili.act(agent, images, pose, f, rng)
-    assert done.tolist() == (end > mili.SURE).tolist()
+    assert done.tolist() == (end > mili.DONE_LOGIT).tolist()
     pose[:, [3, 4, 6]] = 0  # told as they are
     moved = action - pose[:, :7]
     first, third = moved[:, 1] > 0.1, moved[:, 2] > 0.1
@@ -635,13 +636,13 @@ def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
 
     monkeypatch.setattr(mili, "act", act)
     agent = begun().agent
-    trials = mili.attempt(agent, world, np.arange(4.0)[:, None] * np.ones(32), None)
+    trials = mili.rollout(agent, world, np.arange(4.0)[:, None] * np.ones(32), None)
     done = [trial["achieved"][task.slot] for trial, task in zip(trials, tasks)]
     assert sum(done) >= 3
     for trial in trials:
         assert len(trial["states"]) == len(trial["actions"]) + 1 < 50
     for trial in (trial for trial in trials if trial["achieved"].any()):
-        kept = mili.ended(trial)  # until it was so
+        kept = mili.cut_when_done(trial)  # until it was so
         T = len(kept["actions"])
         assert len(kept["states"]) == T + 1 < len(trial["actions"])
         tasks = [env.Task(trial["scene"], 0)] * len(trial["states"])
@@ -664,12 +665,12 @@ def test_who_goes_home_rises_opens_its_jaws_and_then_goes_on(begun, monkeypatch)
     monkeypatch.setattr(mili, "act", lambda agent, images, *_: (  # says at once that all is done
         np.tile(stay, (len(images), 1)), np.ones(len(images), bool)))  # fmt: skip
     f = np.zeros((2, 32), np.float32)
-    trials = mili.attempt(begun().agent, world, f, None, back=np.array([True, False]))
+    trials = mili.rollout(begun().agent, world, f, None, back=np.array([True, False]))
     home, other = (mili.poses(trial["states"]) for trial in trials)
-    assert len(trials[0]["actions"]) == mili.BACK + len(trials[1]["actions"])
+    assert len(trials[0]["actions"]) == mili.HOME_STEPS + len(trials[1]["actions"])
     np.testing.assert_allclose(home[1, :2], begin[0, :2], atol=0.01)  # straight up at first
     assert home[1, 2] > begin[0, 2] + 0.03
-    np.testing.assert_allclose(home[mili.BACK], mili.HOME, atol=0.02)
+    np.testing.assert_allclose(home[mili.HOME_STEPS], mili.HOME, atol=0.02)
     assert abs(other[:, :3] - stay[:3]).max() < 0.02
     assert abs(home[-1, :3] - mili.HOME[:3]).max() > 0.1  # it acts again
 
@@ -694,12 +695,12 @@ def test_what_was_done_before_going_home_is_not_what_a_try_achieves(begun, monke
 
     monkeypatch.setattr(mili, "act", act)
     f, back = np.zeros((3, 32), np.float32), np.array([True, True, False])
-    trials = mili.attempt(begun().agent, world, f, None, back=back)
+    trials = mili.rollout(begun().agent, world, f, None, back=back)
     done = [np.flatnonzero(trial["achieved"]).tolist() for trial in trials]
     assert done == [[1], [], [0]]  # who did not go home goes on with its episode
-    assert trials[0]["since"] > mili.BACK
-    moves = np.diff(mili.poses(trials[0]["states"]), axis=0)[: mili.BACK]
-    asked = trials[0]["actions"][: mili.BACK] - mili.poses(trials[0]["states"])[: mili.BACK]
+    assert trials[0]["done_at"] > mili.HOME_STEPS
+    was, way = mili.poses(trials[0]["states"]), slice(mili.HOME_STEPS)
+    moves, asked = np.diff(was, axis=0)[way], trials[0]["actions"][way] - was[way]
     assert abs(moves).max() > 0.02
     assert (abs(asked) <= mili.REACH * 1.001).all()  # as the operator's: a step at a time
 
@@ -710,18 +711,18 @@ def test_who_was_of_no_use_tries_again_where_it_stands(begun, monkeypatch, tmp_p
     run.folder, begin = tmp_path, []
     useful = iter([[1, 3], [0, 1, 3], [0, 1, 3]])
 
-    def attempt(agent, world, f, rng, back):
+    def rollout(agent, world, f, rng, back):
         seen.append((back.tolist(), f.copy(), [task.scene for task in world.tasks]))
         begin.append(world.get_state())
         world.step(world.pose())
         done = np.isin(np.arange(4), next(useful))
         trial = {"states": begin[-1][:, None].repeat(2, 1), "actions": np.zeros((4, 1, 7))}
         return [{name: rows[i] for name, rows in trial.items()} | {
-            "scene": world.tasks[i].scene, "since": 1,
+            "scene": world.tasks[i].scene, "done_at": 1,
             "achieved": done[i] & (np.arange(len(env.SLOTS)) == 0)} for i in range(4)]  # fmt: skip
 
-    monkeypatch.setattr(mili, "attempt", attempt)
-    while run.where()[0] != "pairs":
+    monkeypatch.setattr(mili, "rollout", rollout)
+    while run.phase()[0] != "pairs":
         run.round()
     backs, fs, scenes = zip(*seen)
     assert backs == ([False] * 4, [True, False, True, False], [False, False, True, False])
@@ -742,12 +743,12 @@ def test_all_robots_may_have_been_of_no_use(begun, monkeypatch, tmp_path):
     run, backs = begun(tries=2, updates=2, trials=8), []
     run.folder = tmp_path
 
-    def attempt(agent, world, f, rng, back):
+    def rollout(agent, world, f, rng, back):
         backs.append(back.tolist())
         return [{"achieved": np.zeros(len(env.SLOTS), bool)}] * world.n
 
-    monkeypatch.setattr(mili, "attempt", attempt)
-    while run.where()[0] != "pairs":
+    monkeypatch.setattr(mili, "rollout", rollout)
+    while run.phase()[0] != "pairs":
         run.round()
     assert backs == [[False] * 4, [True] * 4]
     assert mili.load_trials(tmp_path / "trials/1" / mili.chunk_name(0)) == []
@@ -759,9 +760,9 @@ def test_an_episode_ends_when_all_is_done_and_what_is_placed_has_been_left():
     press, place = ([slot[0] for slot in env.SLOTS].index(family) for family in ("press", "place"))
     for achieved, since, T in (([press], 8, 8), ([place], 8, 12), ([press, place], 8, 12),
                                ([place], 18, 20), ([press], 20, 20)):  # fmt: skip
-        episode = {"states": states, "actions": actions, "since": since, "scene": 3}
+        episode = {"states": states, "actions": actions, "done_at": since, "scene": 3}
         episode["achieved"] = np.isin(np.arange(len(env.SLOTS)), achieved)
-        kept = mili.ended(episode)
+        kept = mili.cut_when_done(episode)
         assert kept["actions"].tolist() == list(range(T))
         assert kept["states"].tolist() == list(range(T + 1))
         assert kept["scene"] == 3
@@ -773,7 +774,7 @@ def test_a_chunk_of_trials_is_the_same_whoever_makes_it(begun, tmp_path):
     for actors in (0, 2):
         run = begun(actors=actors, updates=2)
         run.folder = tmp_path / str(actors)
-        while run.where()[0] != "pairs":
+        while run.phase()[0] != "pairs":
             run.round()
         made.append(sorted((run.folder / "trials/1").iterdir()))
     assert [p.name for p in made[0]] == [p.name for p in made[1]]
@@ -784,7 +785,7 @@ def test_a_chunk_of_trials_is_the_same_whoever_makes_it(begun, tmp_path):
     made[0][2].write_bytes(made[0][2].read_bytes()[:100])  # damaged
     run = begun(updates=2)
     run.folder = tmp_path / "0"
-    while run.where()[0] != "pairs":
+    while run.phase()[0] != "pairs":
         run.round()
     same_trials(mili.load_trials(made[0][2]), before)
     assert [p.stat().st_mtime_ns == t for p, t in zip(made[0], times)] == [True, True, False, True]
@@ -900,16 +901,16 @@ def test_who_learns_from_many_demonstrations_is_judged_by_four():
 
 def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     """Trained a little, f pairs the demonstrations it knows by their tasks, and tells how well."""
-    for change in ("vary", "mingle"):
+    for change in ("mirror_and_recolour", "mix_scenery"):
         monkeypatch.setattr(mili, change, lambda *_: None)  # these very demonstrations
     run = begun(updates=300, channels=16, trials=16, batch=8, lr=3e-3, lr_end=0.1)
     for _ in range(300):
         run.round()
     as_trials(run, run.episodes)
-    while run.where()[0] != "improvement":
+    while run.phase()[0] != "improvement":
         told = run.round()
     assert "pairs" in told
-    partners, what = run.partners, run.trials.what.argmax(1)
+    partners, what = run.partners, run.trials.tasks.argmax(1)
     some = partners[:, 0] >= 0
     right = (what[partners[some, 0]] == what[some]).mean()
     chance = np.mean([(what == one).mean() for one in what])
@@ -932,7 +933,7 @@ def by_the_operator(tasks):
         since[ids[reward[ids] > 0]] = len(actions)
     states, actions, slots = np.stack(states, 1), np.stack(actions, 1), np.arange(len(env.SLOTS))
     return [
-        mili.ended({"states": states[i], "actions": actions[i], "since": since[i],
+        mili.cut_when_done({"states": states[i], "actions": actions[i], "done_at": since[i],
                     "scene": task.scene, "achieved": slots == task.slot})
         for i, task in enumerate(tasks) if since[i]
     ]  # fmt: skip
@@ -947,9 +948,9 @@ def test_a_trial_that_did_something_else_is_paired_with_what_it_did(begun):
     for _ in range(updates):
         run.round()
     f, rng = run.agent.embed(run.trials), np.random.default_rng(0)
-    partners, _ = mili.pair("mili", f, run.trials.what, 0.8, rng)
+    partners, _ = mili.pair("mili", f, run.trials.tasks, 0.8, rng)
     one, k = np.nonzero(partners >= 0)
-    other, did = partners[one, k], run.trials.what.argmax(1)
+    other, did = partners[one, k], run.trials.tasks.argmax(1)
     scene = np.array([trial["scene"] for trial in trials])
     right = (did[one] == did[other]).mean()
     shown = ((did[one] != did[other]) & (scene[one] == scene[other])).mean() / 3  # each of three
@@ -979,7 +980,7 @@ def test_a_robot_feels_whether_its_fingers_hold_something(begun):
 
 def test_steps_in_which_a_trial_stood_still_are_not_learned_from(begun):
     """A demonstration in which the robot hesitates three times is the one without."""
-    plain = mili.awake(begun().episodes[0])
+    plain = mili.without_waiting(begun().episodes[0])
     steps = np.arange(len(plain["actions"]))
     again = np.repeat(steps, 1 + np.isin(steps, [2, 5, 7]) * 4)
     waiting = plain | {
@@ -987,7 +988,7 @@ def test_steps_in_which_a_trial_stood_still_are_not_learned_from(begun):
         "actions": plain["actions"][again],
     }
     assert len(waiting["actions"]) == len(plain["actions"]) + 12
-    found = mili.awake(waiting)
+    found = mili.without_waiting(waiting)
     np.testing.assert_array_equal(found["states"], plain["states"])
     np.testing.assert_array_equal(found["actions"], plain["actions"])
 
@@ -1033,10 +1034,10 @@ def test_trials_that_have_partners_are_drawn_alike_and_each_partner_of_theirs(be
 def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     """All phases, a table and pictures; who stops in each, and adds a round, comes to the same."""
     pytest.importorskip("matplotlib")
-    attempt, ends = mili.attempt, []
+    attempt, ends = mili.rollout, []
     mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}  # all are useful
     all_of_use = lambda *args, **back: [mark(trial) for trial in attempt(*args, **back)]
-    monkeypatch.setattr(mili, "attempt", all_of_use)
+    monkeypatch.setattr(mili, "rollout", all_of_use)
     flags = ["mili", "--preset", "tiny", "--demos", str(demos), "--eval_every", "1000"]
     two = ["--rounds", "2"]
     for name, parts in (  # 20 updates, 16 trials, their pairs, 20 updates; 16 trials and so on
@@ -1126,7 +1127,7 @@ def test_what_is_alike_is_near_in_the_picture():
     ("flags", "words"),
     [
         ({"method": "mlii"}, "--method is 'mlii'; it is one of mili, meta, bc, oracle, random"),
-        ({"anew": "maybe"}, "--anew is 'maybe'; it is yes or no"),
+        ({"augment": "maybe"}, "--augment is 'maybe'; it is yes or no"),
         ({"per_task": 1}, "--per_task is 1; expected a number from 2 to 100"),
         ({"share": 0.9}, "--share 0.9 leaves fewer than two pairs of demonstrations"),
         ({"tasks": 521}, "--tasks is 521; expected a number from 4 to 520"),
@@ -1156,7 +1157,7 @@ def test_no_useful_trial_or_no_pair_says_what_to_change(begun):
     run.steps = run.config.updates
     for k in range(4):
         mili.save_trials(run.folder / "trials/1" / mili.chunk_name(k), run.episodes[:1] * (k == 0))
-    while run.where()[0] == "trials":
+    while run.phase()[0] == "trials":
         run.round()
     with pytest.raises(ValueError, match=r"of 16 trials, 1 did anything useful: .*--updates"):
         run.round()
@@ -1194,7 +1195,7 @@ def test_a_run_may_take_over_the_policy_and_trials_of_another(begun, tmp_path):
         first.round()
     as_trials(first, first.episodes)
     second = mili.make_run(SimpleNamespace(**vars(first.config) | {"start": str(first.folder)}))
-    for name, other in (("robots", 2), ("anew", "no"), ("updates", 9)):
+    for name, other in (("robots", 2), ("augment", "no"), ("updates", 9)):
         (first.folder / "config.json").write_text(json.dumps(vars(first.config) | {name: other}))
         with pytest.raises(ValueError, match=f"has --{name} {other}; say so here, too"):
             second.start()
@@ -1206,7 +1207,7 @@ def test_a_run_may_take_over_the_policy_and_trials_of_another(begun, tmp_path):
     second.folder = tmp_path / "second"
     second.start()
     np.testing.assert_array_equal(second.agent.weights(), first.agent.weights())
-    while second.where()[0] == "trials":
+    while second.phase()[0] == "trials":
         second.round()
     assert not (tmp_path / "second/trials").exists()
     second.config.trials, second.crew, second.steps = 99, None, 3

@@ -110,6 +110,27 @@ def assert_same(one, other, where=""):
 TINY = ["d4pg", "--preset", "tiny", "--steps", "1200", "--save_minutes", "100"]
 
 
+def test_time_since_the_last_row_is_not_lost_when_a_run_is_stopped(tmp_path, monkeypatch):
+    turn, seconds = d4pg.Run.round, lambda: train.load_newest(tmp_path / "run")["log"]["seconds"]
+
+    def stopped(run):
+        turn(run)
+        if run.steps >= 400:
+            signal.raise_signal(signal.SIGINT)
+
+    rare = ["--log_every", "100000", "--eval_every", "100000", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(d4pg.Run, "round", stopped)
+        train.main([*TINY, *rare])
+    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    names, *first = [row.split(",") for row in rows]
+    before, row = seconds(), dict(zip(names, first[-1]))
+    assert int(row["steps"]) < 100
+    assert before > float(row["seconds"])
+    train.main(["d4pg", "--resume", str(tmp_path / "run")])
+    assert seconds() > before
+
+
 @pytest.fixture(scope="module", params=["uniform", "prioritised"])
 def whole(request, tmp_path_factory):
     """A run that nothing interrupts."""
