@@ -1,4 +1,4 @@
-"""What all figures share: runs and what is kept of them, curves, claims and the README's table."""
+"""What all figures share: runs and what is kept of them, curves, claims and the README's tables."""
 
 import csv
 import json
@@ -95,32 +95,40 @@ def claim(name, paper, facts, values, ours=None):
     ours = np.mean(values) if ours is None else ours
     low, ours, high = (float(f"{x:.3g}") for x in (min(values), ours, max(values)))
     same = {key: facts[0][key] for key in ("command", "commit", "hardware")}
+    same["commit"] = ", ".join(dict.fromkeys(fact["commit"] for fact in facts))
     minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)
     return {"claim": name, "paper": paper, "ours": ours, "spread": [low, high],
             "seeds": len(facts), **same, "minutes": minutes}  # fmt: skip
 
 
-def rows(found):
-    """The README's table of claims."""
-    lines = [
-        "| claim | paper | here, mean of seeds | from, to | seeds | minutes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for c in found:
-        low, high = c["spread"]
-        numbers = f"{c['ours']:g} | {low:g}, {high:g} | {c['seeds']} | {c['minutes']:g}"
-        lines.append(f"| `{c['claim']}` | {c['paper'] or ''} | {numbers} |")
-    return "\n".join(lines) + "\n"
+def number(x):
+    return f"{round(x, 2) + 0.0:.2f}" if abs(x) < 10 else f"{x:.3g}"  # never -0.00
 
 
-def gather(found, section, table=rows):
-    """Put claims into summary.json, among those of others, and their table into the README."""
+def cell(claim, show=number):
+    """Mean of seeds, and from the lowest to the highest of them; empty if there is no claim."""
+    if not claim:
+        return ""
+    low, high = map(show, claim["spread"])
+    to = "–" if low[0] != "-" else " to "
+    return show(claim["ours"]) + (f" ({low}{to}{high})" if low != high else "")
+
+
+def table(head, lines):
+    """Of the README's."""
+    lines = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+def gather(found, tables):
+    """Put claims into summary.json, among those of others, and tables of them into the README."""
     path, readme = Path("results/summary.json"), Path("README.md")
     others = json.loads(path.read_text()) if path.exists() else []
     names = {c["claim"] for c in found}
     every = [c for c in others if c["claim"] not in names] + found
     path.write_text("[\n" + ",\n".join(json.dumps(c) for c in every) + "\n]\n")
     text = readme.read_text()
-    begin, end = (f"<!-- {section}: {word} of summary.json -->" for word in ("table", "end"))
-    before, rest = text.split(f"{begin}\n")
-    readme.write_text(f"{before}{begin}\n{table(found)}{end}{rest.split(end)[1]}")
+    for name, lines in tables.items():
+        before, rest = text.split(mark := f"<!-- {name}, of summary.json -->\n")
+        text = before + mark + lines + rest[rest.index("<!-- end -->") :]
+    readme.write_text(text)

@@ -23,7 +23,7 @@ import numpy as np
 import env
 import metamimic
 import train as cli
-from figures.common import claim, gather, plot, run_once, save
+from figures.common import cell, claim, gather, plot, run_once, save, table
 from figures.common import read as read_from
 
 RESULTS = Path("results/metamimic")
@@ -50,6 +50,10 @@ LONGER = "--steps 800000 --eval_every 40000"
 EYES = "--obs pixels --size 48 --dial"
 NETWORKS = {"impala": "small (IMPALA)", "large_without_norm": "large",
             "large": "large, instance normalisation"}  # fmt: skip
+POLICIES = {"d4pg": "D4PG", "d4pg_curriculum": "D4PG + curriculum", "d4pgfd": "D4PGfD",
+            "metamimic": "MetaMimic", "metamimic_curriculum": "MetaMimic + curriculum"}  # fmt: skip
+COLOURS = {"d4pg": "C2", "d4pg_curriculum": "C4", "d4pgfd": "C3",
+           "metamimic": "C0", "metamimic_curriculum": "C1"}  # fmt: skip
 RUNS = {  # figure: {name: command of train.py}
     "default": {"default": "metamimic"},
     "fig5": {
@@ -169,14 +173,10 @@ def draw_fig7(_):
 def draw_fig8(reward):
     figure, axis = plt.subplots(figsize=(7, 4.5))
     axis.axhline(1, color="gray", label="demonstrations (A)")
-    lines = {"d4pg": ("D4PG", "C2", "eval_return"), "d4pgfd": ("D4PGfD", "C3", "eval_return"),
-             "d4pg_curriculum": ("D4PG + curriculum", "C4", "eval_return"),
-             "metamimic": ("MetaMimic", "C0", "task_policy_ratio"),
-             "metamimic_curriculum": ("MetaMimic + curriculum", "C1", "task_policy_ratio"),
-             }  # fmt: skip
-    for name, (label, colour, column) in lines.items():
+    for name, label in POLICIES.items():
+        run, column, _ = CLAIMS[f"{name}_ratio"]
         scale = 1 / reward if column == "eval_return" else 1
-        plot(axis, read(name)[1], "steps", column, label, colour, scale)
+        plot(axis, read(run)[1], "steps", column, label, COLOURS[name], scale)
     axis.set(
         xlabel="environment steps, millions", ylabel="task reward, part of A's", ylim=(0, None)
     )
@@ -237,6 +237,17 @@ CLAIMS = {  # claim: (run, number of its evaluation, the paper's)
 }
 
 
+TEXTS = {  # of the README's first table
+    "imitation_train_ratio": "copies of A's demonstrations (training): task reward ÷ theirs",
+    "imitation_val_ratio": "copies of B's (unseen): task reward ÷ theirs",
+    "imitation_val_reward": "copies of B's: imitation reward (eq. 2) a step, of 1",
+    "stack_success_val": "copies of B's that stack",
+    "task_policy_ratio": "task policy, from A's initial states: task reward ÷ A's",
+    "task_policy_frames_to_stack": "task policy: frames until stacked",
+    "demo_frames_to_stack": "A's demonstrations: frames until stacked",
+}
+
+
 def claims(reward):
     """What is measured, beside the paper; each with how to measure it again."""
     found = []
@@ -248,6 +259,30 @@ def claims(reward):
         values = scale * np.array([fact[column] for fact in facts], float)
         found.append(claim(name, paper, facts, values))
     return found
+
+
+def tables(found):
+    """The README's."""
+    every = {c["claim"]: c for c in found}
+    cells = lambda *names: [cell(every.get(name)) for name in names]
+    lines = [[text, every[name]["paper"] or "", *cells(name)] for name, text in TEXTS.items()]
+    sizes = [[n, *cells(f"fig5_{n}_train", f"fig5_{n}_val")] for n in (10, 50, 100, 500)]
+    sizes.append(["the paper", every["fig5_500_train"]["paper"], every["fig5_500_val"]["paper"]])
+    networks = [[text, *cells(*(f"fig6_{name}_{what}" for what in ("val", "seen", "body")))]
+                for name, text in NETWORKS.items()]  # fmt: skip
+    policies = [[text, every[f"{name}_ratio"]["paper"], *cells(f"{name}_ratio")]
+                for name, text in POLICIES.items()]  # fmt: skip
+    reach = [f"pixels_reach_{what}" for what in ("train_ratio", "val_ratio", "val_reward")]
+    eyes = [["images", *cells(*reach)],
+            ["features", "", *cells("pixels_reach_from_features_val_ratio"), ""]]  # fmt: skip
+    copies = ["copies of A's (training)", "copies of B's (unseen)"]
+    return {
+        "MetaMimic": table(["", "paper", "here"], lines),
+        "Figure 5": table(["demonstrations", *copies], sizes),
+        "Figure 6": table(["network", "task reward ÷ B's", "eq. 2, image", "body"], networks),
+        "Figure 8": table(["", "paper", "task reward ÷ A's"], policies),
+        "Reach": table(["policies see", *copies, "imitation reward, B's"], eyes),
+    }
 
 
 def main():
@@ -262,7 +297,7 @@ def main():
             for demo in env.load_demos("demos/stack200/A", "stack", ("rewards",))
         ]
         found = claims(np.mean(rewards))
-        gather(found, "MetaMimic")
+        gather(found, tables(found))
         draw_default()
         last = {
             draw_fig5: "fig5_500",

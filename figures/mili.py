@@ -22,7 +22,7 @@ import numpy as np
 
 import env
 import mili
-from figures.common import claim, gather, read, rows, run_once, save
+from figures.common import cell, claim, gather, read, run_once, save, table
 
 RESULTS = Path("results/mili")
 SEEDS = 5
@@ -63,10 +63,10 @@ RUNS = {
     # what could trials teach at most (were they of all tasks, and perfect), and how much has
     # departure 9 taught already?
     "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
-    "plain": f"{FULL} --anew no",
+    "plain": f"{FULL} --augment no",
 }
 NAMES = {"bc": "behaviour cloning", "meta": "meta-imitation", "random": "random pairs",
-         "mili": "MILI", "oracle": "oracle pairs", "longer": "meta-imitation, twice as long",
+         "mili": "MILI", "oracle": "oracle pairs", "longer": "no trials, as many updates",
          "all_tasks": "20,800 demonstrations, no trials"}  # fmt: skip
 ROUNDS = ("rounds_2", "rounds_3")
 PAPER = {f"{name}_success": mili.PAPER[name] for name in ("meta", "mili", "oracle")}
@@ -103,6 +103,11 @@ def ready(*names):
     return len(seeds_of(*names)) >= 3
 
 
+def title(name):
+    """Of a run's claims."""
+    return "random_pairing" if name == "random" else name
+
+
 def claims():
     """What is measured, beside the paper; each with how to measure it again."""
     found = []
@@ -114,10 +119,9 @@ def claims():
 
     columns = {"": "success"} | {f"_{family}": family for family in env.FAMILIES}
     for name in filter(ready, NAMES):
-        title = "random_pairing" if name == "random" else name
         for end, column in columns.items():
-            add(f"{title}_success{end}", name, values(name, column))
-    for title, above, below, less in (
+            add(f"{title(name)}_success{end}", name, values(name, column))
+    for ratio, above, below, less in (
         ("mili_relative_gain", "mili", "meta", 1),
         ("mili_over_oracle", "mili", "oracle", 0),
         ("all_tasks_relative_gain", "all_tasks", "meta", 1),
@@ -129,7 +133,7 @@ def claims():
             ours, theirs = (values(name, column, seeds) for name in (above, below))
             if (theirs > 0).all():
                 of_means = ours.mean() / theirs.mean() - less
-                add(title + end, above, ours / theirs - less, of_means, seeds)
+                add(ratio + end, above, ours / theirs - less, of_means, seeds)
     for size in (*SIZES, 60_000):
         run = f"trials_{size}" if size in SIZES else "mili"
         if ready(run):
@@ -155,21 +159,45 @@ def claims():
     return found
 
 
+def percent(x):
+    return f"{100 * x:.2g} %"
+
+
 def tables(found):
-    """The README's: what is told of each family, then the rest."""
+    """The README's: successes and ratios by family, then the rest."""
     every, ends = {c["claim"]: c for c in found}, ["", *(f"_{name}" for name in env.FAMILIES)]
-    lines = [
-        f"| claim: mean (from, to) | paper | all four | {' | '.join(env.FAMILIES)} | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    cell = lambda c: "{:.3g} ({:.3g}, {:.3g})".format(c["ours"], *c["spread"]) if c else ""
-    told = []
-    for name in (name for name in every if name + ends[1] in every):
-        c, numbers = every[name], [every.get(name + end) for end in ends]
-        numbers = " | ".join(map(cell, numbers))
-        lines.append(f"| `{name}` | {c['paper'] or ''} | {numbers} | {c['seeds']} |")
-        told += [name + end for end in ends]
-    return "\n".join(lines) + "\n\n" + rows([c for c in found if c["claim"] not in told])
+    head = ["", "paper", "all four", *env.FAMILIES]
+
+    def lines(texts, end=""):
+        names = {name + end: text for name, text in texts.items() if name + end in every}
+        return [[text, every[name]["paper"] or "", *(cell(every.get(name + e)) for e in ends)]
+                for name, text in names.items()]  # fmt: skip
+
+    sizes = [size for size in (*SIZES, 60_000) if f"mili_trials_{size}" in every]
+    trials = [cell(every[f"mili_trials_{size}"]) for size in sizes]
+    pairs = [[text, cell(every.get(name), percent)] for name, text in PAIRS.items()]
+    inclass = [cell(every.get(f"classroom_{n}")) for n in ("meta_success", "mili_success", "gain")]
+    return {
+        "MILI": table(head, lines({title(name): text for name, text in NAMES.items()}, "_success")),
+        "MILI's gain": table(head, lines(RATIOS)),
+        "Trials": table(["trials", *(f"{size:,}" for size in sizes)], [["success", *trials]]),
+        "Pairs": table(["pairs of trials", ""], pairs),
+        "Classroom": table(["first policy (meta)", "MILI", "gain"], [inclass]),
+    }
+
+
+RATIOS = {
+    "mili_relative_gain": "MILI ÷ its first policies - 1",
+    "mili_over_oracle": "MILI ÷ oracle pairs",
+    "longer_relative_gain": "no trials, as many updates ÷ their first policies - 1",
+    "mili_over_longer": "MILI, 40,000 trials ÷ no trials, as many updates",
+}
+PAIRS = {
+    "pairing_precision": "more alike than α: show the same task",
+    "pairing_recall": "of the same task: more alike than α",
+    "pairing_kept_precision": "a trial and one of its eight most alike: show the same task",
+    "random_pairing_precision": "at random: show the same task",
+}
 
 
 def standard_error(each):
@@ -228,7 +256,7 @@ def main():
     Path("runs").mkdir(exist_ok=True)
     if args.what == "draw":
         found = claims()
-        gather(found, "MILI", tables)
+        gather(found, tables(found))
         if found:
             draw_methods()
         if ready(*(f"trials_{size}" for size in SIZES), "mili"):
