@@ -15,7 +15,7 @@ Departures from the papers:
     (for images on a CPU, batch by batch): the target networks do not change within a round.
     Priorities are therefore up to a round old.
  2. Features are normalised to mean 0 and variance 1, as memory holds them after the warm-up.
- 3. Each robot has exploration noise of its own, from --sigma_min to --sigma_max (in Ape-X: each ε).
+ 3. Each robot has exploration noise of its own, from --sigma_min to --sigma_max (Ape-X: each an ε).
  4. Termination by the hand-to-block distance (appendix C.2) is imitation's alone: metamimic.py.
  5. CPUs with bfloat16 matrix units may use them for float32 matrix products (`tune`).
  6. At the end of an episode, items span fewer than N steps, so that no reward is lost.

@@ -35,8 +35,8 @@ Departures from the paper, and what it leaves open:
     removes by priority and the other first in, first out; imitating robots write to both.
  8. Training images are shifted at random by up to --shift pixels: a few hundred demonstrations are
     too few to learn where things are, rather than where they were.  With --tell, encoders also
-    learn to predict the features of o_t and the difference to d_{t+1} (an auxiliary loss), as from
-    rewards alone they learn to see too slowly; robots act on images alone.
+    learn to predict the features of o_t and, for imitation, the difference to the goal (auxiliary
+    losses), as from rewards alone they learn to see too slowly; robots act on images alone.
  9. The goal shown to the policy may be further ahead than d_{t+1} (--ahead): in an image of 48
     pixels a hand moves by less than one pixel a step.  The reward always compares with d_{t+1}.
 10. --preset paper keeps 300,000 items: table 1's million would take 98 GB in each memory.
@@ -474,7 +474,7 @@ def make_run(config, alone=False):
 
 
 def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
-    """Imitate the first `copies` demonstrations; do the task from `tasks` initial states.
+    """Imitate the first `copies` demonstrations; do the task from the first `tasks` starts.
 
     No noise, no early termination.  Returns task rewards [T, copies + tasks], 0 after a
     demonstration's end, and both terms of eq. 2 [T, 2, copies], NaN after it; or None if `stop` is

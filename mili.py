@@ -1000,7 +1000,7 @@ class Run:
         return None
 
     def read_trials(self, iteration):
-        """R, as many as --memory_gb holds the images of; numbers of useful and of all tries."""
+        """R, newest round first, cut to what --memory_gb holds; numbers of useful and all tries."""
         config, trials, tried = self.config, [], 0
         for past in range(iteration, 0, -1):
             for number in range(chunks(config)):

@@ -120,7 +120,7 @@ class Scale(nn.Module):
 
     def __init__(self, inputs):
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(inputs), requires_grad=False)  # saved, not trained
+        self.mean = nn.Parameter(torch.zeros(inputs), requires_grad=False)  # actors get it, too
         self.scale = nn.Parameter(torch.ones(inputs), requires_grad=False)
 
     def fit(self, features, least=0.01):
@@ -350,8 +350,8 @@ class Mixture(nn.Module):
 
         Returns the mixture: logits [B, K], means [B, K, 7], σ [K, 7]; the logit of being done [B];
         keypoints (AIMS, then OBJECTS): heatmaps [B, 5, h, w] and offsets from the gripper
-        [B, 5, 2]; and, from a crop rotated by angle [B], the refined landing [B, 2] with the yaw
-        there, as cosine and sine of twice the yaw [B, 2] (half a turn leaves the jaws the same).
+        [B, 5, 2]; and, from a crop rotated by angle [B], the refined landing, from the gripper
+        [B, 2], and cos 2x, sin 2x of the yaw x there (half a turn leaves the jaws the same) [B, 2].
         """
         known = torch.cat([f, pose], 1)
         queries = self.query(known).unflatten(1, (self.first, self.channels))

@@ -133,7 +133,7 @@ class Items:
         self.images = [name for name in fields if name not in self.columns]
         self.spec = {
             "rows": ((self.slots, width), np.float32),
-            "serial": ((self.slots,), np.int64),  # number of its actor's item, written last
+            "serial": ((self.slots,), np.int64),  # running number by actor, written last
             "numbers": ((actors, ring), np.int64),  # slots lent to each actor
             "given": ((actors,), np.int64),  # slots lent so far: written by the learner
             "filled": ((actors,), np.int64),  # slots filled so far: written by the actor

@@ -721,7 +721,7 @@ def parse(argv=None):
     add = measure.add_argument
     add("run", metavar="RUN", help="folder of the run")
     add("--episodes", type=int, metavar="N",
-        help=f"episodes of each kind ({EPISODES}; MetaMimic's --validation)")  # fmt: skip
+        help=f"episodes of each kind (d4pg: {EPISODES}; else --validation)")  # fmt: skip
     add("--split", choices=env.SPLITS, help="MILI's tasks (val; test is for final tables alone)")
     add("--demo", metavar="FILE", help="only imitate this demonstration, in one shot")
     add("--out", metavar="FILE", help="its picture, .gif or .png (default: RUN/NAME.gif)")

@@ -265,13 +265,14 @@ def tables(found):
     """The README's."""
     every = {c["claim"]: c for c in found}
     cells = lambda *names: [cell(every.get(name)) for name in names]
-    lines = [[text, every[name]["paper"] or "", *cells(name)] for name, text in TEXTS.items()]
+    paper = lambda name: CLAIMS[name][2] or ""
+    lines = [[text, paper(name), *cells(name)] for name, text in TEXTS.items()]
     sizes = [[n, *cells(f"fig5_{n}_train", f"fig5_{n}_val")] for n in (10, 50, 100, 500)]
-    sizes.append(["the paper", every["fig5_500_train"]["paper"], every["fig5_500_val"]["paper"]])
+    sizes.append(["the paper", paper("fig5_500_train"), paper("fig5_500_val")])
     networks = [[text, *cells(*(f"fig6_{name}_{what}" for what in ("val", "seen", "body")))]
                 for name, text in NETWORKS.items()]  # fmt: skip
-    policies = [[text, every[f"{name}_ratio"]["paper"], *cells(f"{name}_ratio")]
-                for name, text in POLICIES.items()]  # fmt: skip
+    ratios = {f"{name}_ratio": text for name, text in POLICIES.items()}
+    policies = [[text, paper(name), *cells(name)] for name, text in ratios.items()]
     reach = [f"pixels_reach_{what}" for what in ("train_ratio", "val_ratio", "val_reward")]
     eyes = [["images", *cells(*reach)],
             ["features", "", *cells("pixels_reach_from_features_val_ratio"), ""]]  # fmt: skip

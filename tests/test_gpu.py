@@ -41,7 +41,7 @@ def test_d4pg_learns_on_a_gpu_what_it_learns_on_a_cpu(obs):
 
 
 def test_mili_learns_on_a_gpu_what_it_learns_on_a_cpu(tmp_path):
-    """Images are made anew there, and looked at: losses are the same, and which way they fall."""
+    """Images are augmented there, and looked at: losses are the same, and which way they fall."""
     ends, ways = [], []
     for device in ("cpu", GPU):
         config = tiny(mili, device=device)

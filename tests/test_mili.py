@@ -212,7 +212,7 @@ def test_a_heat_map_is_surprised_by_what_is_where_it_is_cold():
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
 
 
-def test_a_glimpse_tells_where_its_query_is_met_and_what_is_there():
+def test_a_spatial_softmax_tells_where_its_query_is_met_and_what_is_there():
     maps = torch.zeros(1, 3, 4, 5)
     maps[0, :, 3, 0] = torch.tensor([9.0, 0.0, 4.0])  # bottom left
     seen, heat = networks.spatial_softmax(maps, torch.tensor([[9.0, 0.0, 0.0]]))
@@ -220,7 +220,7 @@ def test_a_glimpse_tells_where_its_query_is_met_and_what_is_there():
     assert heat[0, 0].argmax() == 3 * 5
 
 
-def test_a_sharp_glimpse_looks_at_one_of_two_things_and_not_between_them():
+def test_a_sharp_query_looks_at_one_of_two_things_and_not_between_them():
     maps = torch.zeros(1, 3, 4, 12)
     maps[0, 0, 1, [1, 10]] = torch.tensor([20.0, 20.5])  # the right one is a little more like it
     places = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(12.0), indexing="ij"), -1)
@@ -458,7 +458,7 @@ def test_a_mirrored_demonstration_is_one_of_the_mirrored_world(begun):
     assert len(seen) == 4  # both, either, neither
 
 
-def test_with_anew_no_images_are_learned_from_as_they_are(begun, monkeypatch):
+def test_with_augment_no_images_are_learned_from_as_they_are(begun, monkeypatch):
     run, seen, none = begun(augment="no"), [], dict.fromkeys(mili.LOSSES, 0.0)
     monkeypatch.setattr(run.agent, "update", lambda batch, n: seen.append(batch) or none)
     taken = run.demos.take
