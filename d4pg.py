@@ -693,7 +693,7 @@ class Run:
     def load_policies(self, state):
         """Only the networks, to evaluate a run."""
         same, folder = self.mark in (0, state["mark"]), self.config.demos
-        env.check(same, f"the run was trained on other demonstrations than {folder} has")
+        env.check(same, f"the run was trained on other demonstrations than there are in {folder}")
         for learner, saved in zip(self.learners, state["learners"], strict=True):
             learner.agent.load(saved["agent"])
 

@@ -6,25 +6,25 @@ families of figure 4, the filter F of section III.
 
     python train.py look --out look.gif      python -m benchmarks.worlds      env.gym("stack")
 
-Both worlds hold n robots in one process: observations, rewards and actions are [n, ...].  Physics
-is MuJoCo's; a state is a row of numbers from which an episode goes on bit for bit.  So do seeds
-repeat an episode; people's motions may differ in the last bits between kinds of processors.
+Both worlds simulate n robots in one process: observations, rewards and actions are [n, ...].
+Physics is MuJoCo's.  A state is a row of numbers from which an episode continues bit for bit, and
+a seed repeats an episode, though scripted motions may differ in the last bits between CPU types.
 
 Departures from the papers, and what they leave open:
  1. Stage rewards 0.125, 0.25 and 1 are those of Popov et al. 2017 (same lab, arm and actions); the
     papers give no numbers.  All success predicates are ours: `Stack.stage`, `Kitchen.achieved`.
- 2. Episodes have 200 steps unless told otherwise, for small machines.  The paper's returns (355
-    and 285) fit some 600, where our people take their time and come near them.
+ 2. Stacking episodes have 200 steps by default, for small machines.  The paper's returns (355 and
+    285) suggest about 600; with 600, our scripts move more slowly and come near these returns.
  3. The arm is made of primitive shapes; gravity is compensated, as the real controller does;
     fingers 2 and 3 are half as strong and half as stiff, so that a block is not shoved aside; the
     arm does not collide with itself.  An action of 1 is the joint's speed limit, for fingers
-    1.2 rad/s.  Physics steps of 5 ms and contacts of 10 ms, for speed.
- 4. People are scripts, with a position controller and tremor, not humans with a SpaceNavigator;
-    the kitchen's operator is one, not a human with a headset.
- 5. Cameras cast rays: the same bytes everywhere, no OpenGL.  Where they stand is ours.
+    1.2 rad/s.  For speed, physics steps are 5 ms and the contacts' time constant is 10 ms.
+ 4. Demonstrators are scripts: "people" A and B, with a position controller and tremor, replace
+    humans with a SpaceNavigator, and the kitchen's "operator" replaces a human with a headset.
+ 5. Cameras are ray casters: the same bytes everywhere, no OpenGL.  Their poses are our choice.
  6. The kitchen is built on MuJoCo, not Bullet, from 16 kinds of kitchenware made of primitives;
-    neither its code nor its scenes are public.  The gripper's jaws stay parallel: its finger angle
-    is a linkage's, 5 cm of opening a radian.  The servo limits a step to 6 cm and 0.5 rad.
+    neither code nor scenes of the paper's kitchen are public.  Jaws stay parallel; the finger angle
+    is a linkage's: each jaw opens 5 cm per radian.  A step is limited to 6 cm and 0.5 rad.
 """
 
 import copy
@@ -45,18 +45,18 @@ from mujoco.batch import Batch
 from tqdm import tqdm
 
 ASSETS = Path(__file__).parent / "assets"
-LONGEST = 10_000  # steps of an episode
+LONGEST = 10_000  # most steps in an episode
 Shape = mujoco.mjtGeom
 
 
 def check(condition, message):
-    """Bad input is the caller's to mend: say what is wrong and what was expected."""
+    """Raise a ValueError unless `condition`; `message` says what is wrong and what was expected."""
     if not condition:
         raise ValueError(message)
 
 
 def whole(name, value, low, high):
-    """A whole number from low to high, of whatever integer type."""
+    """`value` as an int, if it is of an integer type (not bool) and from low to high."""
     good = hasattr(value, "__index__") and not isinstance(value, bool) and low <= value <= high
     check(good, f"{name} is {value!r}; expected a whole number from {low} to {high}")
     return int(value)
@@ -68,10 +68,10 @@ def whole(name, value, low, high):
 
 
 class Camera:
-    """RGB uint8 images: one ray a pixel (`mj_multiRay`), Lambert's law, no OpenGL.
+    """RGB uint8 images by ray casting (`mj_multiRay`), Lambertian shading, no OpenGL.
 
-    What stands still is cast once. A frame casts only the rays that may meet something that
-    moves: the pixels under the moving geoms' bounding spheres.
+    Static geoms are cast once.  Each frame casts only the rays that may hit a moving geom: those
+    of the pixels under the moving geoms' bounding spheres.
     """
 
     AMBIENT, DIFFUSE, SKY = 0.45, 0.65, np.float32([168, 194, 214])
@@ -84,28 +84,28 @@ class Camera:
         camera = model.camera(name).id
         self.eye, self.lamp = data.cam_xpos[camera].copy(), data.light("lamp").xpos.copy()
         self.axes = data.cam_xmat[camera].reshape(3, 3).copy()  # columns: right, up, backward
-        self.half = np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)  # of the image, at distance 1
+        self.half = np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)  # half the image, at distance 1
         rays = self._rays(size).reshape(-1, 3)
         self.rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)  # [pixels, 3]
         self._cast_background(data)
 
     def _rays(self, n):
-        """From the eye, through the middles of n x n cells of the image.  [n, n, 3]"""
+        """Directions from the eye through the centres of n x n image cells.  [n, n, 3]"""
         middle = ((np.arange(n) + 0.5) / n * 2 - 1) * self.half
         x, y = np.meshgrid(middle, -middle)  # row 0 on top
         return np.stack([x, y, -np.ones_like(x)], -1) @ self.axes.T
 
     def watch(self, model):
-        """Find what moves in a model, and its colours; what stands still must stay the same."""
+        """Use a model's colours and moving geoms; static geoms must be those of the background."""
         self.model, self.colour = model, 255 * model.geom_rgba[:, :3].astype(np.float32)
         root = model.body_rootid[model.geom_bodyid]
         moves = (model.body_weldid[model.geom_bodyid] > 0) | (model.body_mocapid[root] >= 0)
         self.moving = np.flatnonzero(moves & (model.geom_rgba[:, 3] > 0))
 
     def _cast_background(self, data):
-        """Depth and colour, in light and in shadow, of everything that stands still."""
+        """Cast static geoms once: depth, and colour both lit (`bright`) and in shadow (`dark`)."""
         model, self.model = self.model, copy.copy(self.model)
-        self.model.geom_rgba[self.moving, 3] = 0  # what moves is cast anew in each frame
+        self.model.geom_rgba[self.moving, 3] = 0  # hidden: `image` casts them in each frame
         geom, depth, normal = self._cast(data, self.eye, self.rays, static=True)
         self.depth = np.where(geom >= 0, depth, np.inf)
         self.ground = np.flatnonzero(geom >= 0)
@@ -118,7 +118,7 @@ class Camera:
         self.model = model
 
     def _cast(self, data, origin, rays, static):
-        """Geom [R] (-1: none), distance [R] and normal [R, 3] of what each ray meets first."""
+        """Geom [R] (-1: none), distance [R] and normal [R, 3] of each ray's first hit."""
         R = len(rays)
         geom, depth, normal = np.empty(R, np.int32), np.empty(R), np.empty(3 * R)
         if R:
@@ -129,7 +129,7 @@ class Camera:
         return geom, depth, normal.reshape(R, 3)
 
     def _to(self, points):
-        """Unit rays from the lamp to points, and their lengths."""
+        """Unit vectors from the lamp to points, and the distances."""
         rays = points - self.lamp
         distance = np.linalg.norm(rays, axis=1)
         return rays / distance[:, None], distance
@@ -140,7 +140,7 @@ class Camera:
         return (geom >= 0) & (depth < distance - 1e-3)
 
     def _shade(self, data, geom, points, normal):
-        """Lambert's law: colour (ambient + diffuse cos angle), the latter if lit.  [P, 3]"""
+        """Lambert's law: colour (ambient + diffuse cos angle), no diffuse in shadow.  [P, 3]"""
         rays, distance = self._to(points)
         light = self.DIFFUSE * np.maximum(-(normal * rays).sum(1), 0)
         if self.shadows:
@@ -148,7 +148,7 @@ class Camera:
         return np.minimum(self.colour[geom] * (self.AMBIENT + light)[:, None], 255).astype(np.uint8)
 
     def _covered(self, data):
-        """Pixels that moving geoms may touch: the rectangles around their bounding spheres."""
+        """Pixels that moving geoms may cover: rectangles around their bounding spheres."""
         radius = self.model.geom_rbound[self.moving]
         x, y, z = ((data.geom_xpos[self.moving] - self.eye) @ self.axes).T
         near, far = np.maximum(-z - radius, 1e-3), np.maximum(-z + radius, 1e-3)
@@ -162,17 +162,17 @@ class Camera:
         return np.flatnonzero(mask)
 
     def project(self, points):
-        """Where in the image: right and down, from -1 to 1.  [..., 2] float32"""
+        """Image coordinates: right and down, each -1 to 1 in the image.  [..., 2] float32"""
         x, y, z = np.moveaxis((points - self.eye) @ self.axes, -1, 0)
         return np.float32(np.stack([x, -y], -1) / -z[..., None] / self.half)
 
     def on_table(self, n):
-        """Where the middles of n x n cells of the image show the table.  [n, n, 2] float32"""
+        """Table points (x, y) seen at the centres of n x n image cells.  [n, n, 2] float32"""
         rays = self._rays(n)
         return np.float32((self.eye - rays * (self.eye[2] / rays[..., 2:]))[..., :2])
 
     def image(self, data):
-        """The picture of `data`, whose kinematics are up to date.  [size, size, 3] uint8"""
+        """The image of `data`, whose kinematics must be up to date.  [size, size, 3] uint8"""
         pixel = self._covered(data)
         rays, image = self.rays[pixel], self.bright.copy()
         geom, depth, normal = self._cast(data, self.eye, rays, static=False)
@@ -191,9 +191,9 @@ class Camera:
 
 
 class Physics:
-    """n simulations of a model on one thread: their state, their seeds, their clocks.
+    """n simulations of a model on one thread, with their states, seeds and clocks.
 
-    `ids` names some of the simulations by sorted integers; None or slice(None) means all.
+    `ids` selects simulations by sorted integers; None or slice(None) selects all.
     """
 
     def __init__(self, model, n, seed, rate, substeps):
@@ -202,13 +202,13 @@ class Physics:
         self.batch = Batch(model, self.n, nthread=1, persistent=True)
         self.time, self.qpos, self.qvel = (self.batch.bind(x) for x in ("time", "qpos", "qvel"))
         self.mocap = self.batch.bind("mocap_pos")
-        self.scratch = mujoco.MjData(model)  # where a state is laid out for the camera
+        self.scratch = mujoco.MjData(model)  # holds one state at a time, for the camera
         self.motion = 1 + model.nq + 2 * model.nv  # time, qpos, qvel, qacc_warmstart
         self.state_size = self.motion + 3 * model.nmocap
         self.episode = np.zeros(self.n, np.int64)  # episodes begun by each simulation
 
     def ids(self, ids):
-        """Numbers of robots, from numbers, from a mask, or all of them."""
+        """Indices of robots, given as indices or as a boolean mask; None: all."""
         if ids is None or (isinstance(ids, slice) and ids == slice(None)):
             return np.arange(self.n)
         ids = np.atleast_1d(np.asarray(ids, bool if np.size(ids) == 0 else None))
@@ -220,12 +220,12 @@ class Physics:
         return ids
 
     def begin(self, ids):
-        """Random generators of the next episodes; a robot's do not depend on its neighbours."""
+        """Count new episodes; return their random generators, independent of other robots."""
         self.episode[ids] += 1
         return [np.random.default_rng((0, self.seed, i, self.episode[i])) for i in ids]
 
     def get(self, ids=slice(None)):
-        """All that the future depends on.  [k, state_size]"""
+        """The full state: all that the future depends on.  [k, state_size]"""
         motion = self.batch.state[ids, : self.motion]
         mocap = self.mocap[ids].reshape(len(motion), 3 * self.model.nmocap)
         return np.concatenate([motion, mocap], 1)
@@ -245,9 +245,10 @@ class Physics:
             raise FloatingPointError(f"the physics of robot {np.flatnonzero(bad)[0]} diverged")
 
     def pictures(self, cameras, states, size):
-        """Any states, as their cameras see them.  [k, size, size, 3] uint8"""
+        """Images of any states, each by its own camera.  [k, size, size, 3] uint8"""
         states, expected = np.asarray(states), (len(cameras), self.state_size)
-        good = states.shape[:1] == expected[:1] and states.shape[1:] >= expected[1:]
+        good = states.ndim == 2 and len(states) == len(cameras)
+        good = good and states.shape[1] >= self.state_size
         check(good, f"states have shape {states.shape}, expected {expected} or wider")
         images = np.empty((len(states), size, size, 3), np.uint8)
         for image, camera, state in zip(images, cameras, states, strict=True):
@@ -264,9 +265,9 @@ class Physics:
 
 
 def check_states(states, k, size, free):
-    """States as float64 [k, size], refused if no world could be in them.
+    """States as float64 [k, size]; impossible ones raise a ValueError.
 
-    `free` tells in which columns the quaternions begin.
+    `free`: the columns in which the free joints' quaternions begin.
     """
     states = np.asarray(states, np.float64)
     expected = (k, size)
@@ -294,7 +295,7 @@ def check_actions(actions, n, low, high):
 
 
 def quaternion(yaw):
-    """Unit quaternions of turns about z.  [..., 4]"""
+    """Unit quaternions of rotations about z.  [..., 4]"""
     zero = np.zeros_like(yaw)
     return np.stack([np.cos(yaw / 2), zero, zero, np.sin(yaw / 2)], -1)
 
@@ -303,7 +304,7 @@ def quaternion(yaw):
 # Stack: the Jaco arm and two blocks (MetaMimic, section 3.1)
 # --------------------------------------------------------------------------------------------
 
-REWARDS = {  # of the stages: none, reach, lift, stack
+REWARDS = {  # task: reward at each stage: none, reach, lift, stack
     "reach": np.array([0, 1, 1, 1.0]),
     "lift": np.array([0, 0.125, 1, 1]),
     "stack": np.array([0, 0.125, 0.25, 1]),
@@ -312,14 +313,14 @@ HALF = 0.025  # half a block's edge, m
 
 
 class Stack:
-    """n Jaco arms, each before two blocks: put the red block on the blue one.
+    """n Jaco arms, each with two blocks in front of it: stack the red block on the blue one.
 
     Actions are nine joint velocities in [-1, 1] at 20 Hz.  Arrays are [n, ...] for all robots, or
-    [k, ...] where `ids` names k of them.
+    [k, ...] where `ids` selects k of them.
     """
 
     RATE = 20  # control steps a second
-    HOME = np.array([4.933, 3.819, 1.202, 3.297, 5.675, 5.088, 0.8, 0.8, 0.8])  # pinch 10 cm up
+    HOME = np.array([4.933, 3.819, 1.202, 3.297, 5.675, 5.088, 0.8, 0.8, 0.8])  # pinch at z = 10 cm
     FEATURES = {  # name: columns
         "joints": slice(0, 9),
         "joint_velocities": slice(9, 18),
@@ -361,13 +362,13 @@ class Stack:
         return self.physics.get(ids)
 
     def set_state(self, states, ids=None):
-        """Put robots into given states, from the start of an episode or from its middle."""
+        """Set robots to given states, from any moment of an episode; returns observations."""
         ids = self.physics.ids(ids)
         self.physics.set(check_states(states, len(ids), self.state_size, (13, 20)), ids)
         return self.observe(ids)
 
     def reset(self, ids=None):
-        """Begin an episode: the arm near its home, the blocks anywhere before it."""
+        """Begin an episode: the arm near HOME, the blocks at random in front of it."""
         ids = self.physics.ids(ids)
         states = np.zeros((len(ids), self.state_size))
         for state, rng in zip(states, self.physics.begin(ids), strict=True):
@@ -377,20 +378,20 @@ class Stack:
 
     @staticmethod
     def _place_blocks(rng):
-        """Two poses on the table, 9 cm apart at least, so that fingers fit between.  [2, 7]"""
+        """Two poses on the table, at least 9 cm apart, so that fingers fit between.  [2, 7]"""
         places = np.zeros((2, 2))
         while np.linalg.norm(places[0] - places[1]) < 0.09:
             places = rng.uniform(-0.08, 0.08, (2, 2))
         turns = quaternion(rng.uniform(-np.pi, np.pi, 2))
         return np.concatenate([places, np.full((2, 1), HALF), turns], 1)
 
-    # -- what the robot sees and feels
+    # -- observations
 
     def observe(self, ids=slice(None)):
         return self.features(ids) if self.obs == "features" else self.pixels(ids)
 
     def features(self, ids=slice(None)):
-        """What a perfect eye would see; the columns are in FEATURES.  [k, 51] float32"""
+        """Ground-truth features; FEATURES names their columns.  [k, 51] float32"""
         (a, a_turn, _), (b, b_turn, _) = self.block_a, self.block_b
         pinch, a, b = self.pinch[ids], a[ids], b[ids]
         parts = [
@@ -418,25 +419,25 @@ class Stack:
         """Images of any states, a demonstration's for instance.  [k, size, size, 3] uint8"""
         return self.physics.pictures([self.camera] * len(states), states, self.camera.size)
 
-    # -- what it does
+    # -- steps and rewards
 
     @property
     def t(self):
         return self.physics.t
 
     def step(self, actions):
-        """Observation, reward, discount, last.  A time limit ends the episode at discount 1."""
+        """Observation, reward, discount (1: a time limit is no termination), last."""
         actions = check_actions(actions, self.n, self.low, self.high)
         self.physics.step(actions * self.speed)
         reward = REWARDS[self.task][self.stage()]
         return self.observe(), reward, np.ones(self.n), self.t >= self.horizon
 
     def stage(self, ids=slice(None)):
-        """What has been achieved at this moment: 0 nothing, 1 reach, 2 lift, 3 stack.  [k]
+        """The stage at this moment: 0 none, 1 reach, 2 lift, 3 stack.  [k]
 
-        reach: the pinch is within 5 cm of the red block.
-        lift: the arm touches it, and its lowest corner is 3 cm above the table.
-        stack: the arm does not touch it; it lies on the blue block, flat and at rest.
+        reach: the pinch is within 5 cm of the red block's centre.
+        lift: the arm touches the red block, whose lowest corner is over 3 cm above the table.
+        stack: the arm does not touch the red block, which lies flat and still on the blue one.
         """
         a, turn, velocity = (part[ids] for part in self.block_a)
         touched = self.arm_a[ids, 0] > 0
@@ -456,18 +457,18 @@ class Stack:
 # The people who demonstrate stacking
 # --------------------------------------------------------------------------------------------
 
-PEOPLE = {  # each number is a range from which every episode draws
-    "A": {  # brisk: comes in low from the right, one grip, a steady hand
-        "side": (-20, 60),  # from which to come in, degrees
-        "reach": (0.05, 0.09),  # how far to that side, m
-        "arc": (0.05, 0.08),  # how high, m
+PEOPLE = {  # pairs are ranges, from which each episode draws
+    "A": {  # brisk: approaches low from the right, one grip, a steady hand
+        "side": (-20, 60),  # direction from the block to the first waypoint, degrees
+        "reach": (0.05, 0.09),  # its horizontal distance from the block, m
+        "arc": (0.05, 0.08),  # height of approach and lift, m
         "speed": (0.085, 0.27),  # m/s
-        "care": (0.031, 0.1),  # speed near the blocks
+        "care": (0.031, 0.1),  # speed near the blocks, m/s
         "pause": (0, 5),  # steps of hesitation
-        "regrip": 0.05,  # how often a second grip is taken
-        "tremor": 0.003,  # m/s
+        "regrip": 0.05,  # probability of a second grip
+        "tremor": 0.003,  # scale of velocity noise, m/s
     },
-    "B": {  # careful: comes in high from the left, hesitates, often takes a new grip, trembles
+    "B": {  # careful: approaches high from the left, hesitates, often regrips, trembles
         "side": (150, 240),
         "reach": (0.07, 0.12),
         "arc": (0.08, 0.12),
@@ -478,16 +479,16 @@ PEOPLE = {  # each number is a range from which every episode draws
         "tremor": 0.008,
     },
 }
-HERE, BLOCK_A, BLOCK_B = 0, 1, 2  # what a waypoint is relative to
-OPEN, CLOSED = 0.85, 1.5  # finger angles; closed is beyond reach, so that they go on pressing
+HERE, BLOCK_A, BLOCK_B = 0, 1, 2  # anchors; HERE: where the hand was when the waypoint began
+OPEN, CLOSED = 0.85, 1.5  # finger angles, rad; CLOSED is beyond the joints' range, to keep pressing
 
 
 class Person:
-    """Teleoperates all robots of a Stack world with a position controller, in a style.
+    """A scripted demonstrator, in one of two styles, for all robots of a Stack world.
 
-    Each episode follows a script of waypoints (rows of: anchor, x, y, z, finger angle, speed,
-    tolerance, frames to stay), drawn anew; a lost block is fetched again. In longer episodes
-    people take their time.
+    Each episode has a random script of waypoints (rows of: anchor, x, y, z, finger angle, speed,
+    tolerance, frames to stay), tracked by a position controller.  If the block is lost, the
+    script starts again.  With a longer horizon, motions are slower.
     """
 
     def __init__(self, world, style, seed=0):
@@ -507,7 +508,7 @@ class Person:
         self.begin()
 
     def begin(self):
-        """Draw scripts for the episodes that robots have begun since."""
+        """Draw scripts for robots that have begun a new episode."""
         ids = np.flatnonzero(self.episode != self.world.physics.episode)
         self.episode[ids] = self.world.physics.episode[ids]
         for i in ids:
@@ -531,7 +532,7 @@ class Person:
         grip = round(rng.uniform(7, 11))
         return np.array(
             [  # anchor, x, y, z, finger, speed, tolerance, stay
-                [BLOCK_A, x, y, arc, OPEN, fast, 0.02, 0],  # come from one's own side
+                [BLOCK_A, x, y, arc, OPEN, fast, 0.02, 0],  # approach from the side
                 [BLOCK_A, 0, 0, 0.06, OPEN, fast, 0.012, pause()],
                 [BLOCK_A, 0, 0, 0.0, OPEN, care, 0.006, pause() // 2],
                 [HERE, 0, 0, 0, CLOSED, care, 1, grip],
@@ -543,12 +544,12 @@ class Person:
                 [BLOCK_B, 0, 0, 0.0505, CLOSED, care, 0.003, pause() // 2],
                 [HERE, 0, 0, 0, OPEN, care, 1, 7],  # let go
                 [HERE, 0, 0, 0.07, OPEN, fast, 0.02, 0],
-                [HERE, x, y, arc / 2, OPEN, fast, 0, np.inf],  # wait at one's own side
+                [HERE, x, y, arc / 2, OPEN, fast, 0, np.inf],  # retreat and wait
             ]
         )
 
     def _choose_yaw(self, ids):
-        """Of the two ways to span the block, the one with room for fingers, else the nearer."""
+        """Choose yaws that align hand and block: with room for the fingers, then the nearest."""
         a, turn, _ = self.world.block_a
         away = (self.world.block_b[0] - a)[ids, :2]
         turn, hand = turn[ids], self.hand_turn[ids]
@@ -565,11 +566,11 @@ class Person:
         self.yaw[ids] = options[np.arange(len(cost)), cost.argmin(1)]
 
     def tool(self):
-        """Between the fingertips; the arm's pinch site lies 1 cm to one side of it.  [n, 3]"""
+        """The point between the fingertips; the pinch site is 1 cm to one side of it.  [n, 3]"""
         return self.world.pinch - 0.01 * self.hand_turn.reshape(-1, 3, 3)[:, :, 0]
 
     def act(self):
-        """Nine joint velocities for each robot: from where the hand should go, to how."""
+        """Nine joint velocities for each robot, towards its current waypoint."""
         self.begin()
         world, tool = self.world, self.tool()
         robots = np.arange(world.n)
@@ -578,11 +579,9 @@ class Person:
         held = (self.phase > 5) & (self.phase < 10)
         lost = held & (np.linalg.norm(a - tool, axis=1) > 0.04)
         missed = (self.phase == 12) & (a[:, 2] < 2 * HALF)
-        base = np.select(
-            [anchor[:, None] == BLOCK_A, anchor[:, None] == BLOCK_B], [a, b], self.entry
-        )
-        goal = base + np.stack([x, y, z], 1)
-        goal += np.where(anchor == BLOCK_B, 1, 0)[:, None] * (tool - a)  # what is held goes there
+        bases = np.stack([self.entry, a, b])  # by anchor
+        goal = bases[anchor.astype(int), robots] + np.stack([x, y, z], 1)
+        goal += (anchor == BLOCK_B)[:, None] * (tool - a)  # so block a gets there
         error = goal - tool
         distance = np.linalg.norm(error, axis=1)
         velocity = error * np.minimum(8, speed / np.maximum(distance, 1e-6))[:, None]
@@ -590,9 +589,8 @@ class Person:
         actions = self._joint_velocities(velocity, tool, finger)
         self.frames += 1
         self.ended = world.t >= world.horizon
-        done = (distance < tolerance) & (self.frames > stay) | (
-            self.frames > 60 * self.pace
-        ) & np.isfinite(stay)
+        late = (self.frames > 60 * self.pace) & np.isfinite(stay)
+        done = (distance < tolerance) & (self.frames > stay) | late
         self._move_on(np.flatnonzero(done), self.phase[done] + 1)
         again = np.flatnonzero(lost | missed)
         self._move_on(again, 0)
@@ -604,7 +602,7 @@ class Person:
         self.entry[ids] = self.tool()[ids]
 
     def _joint_velocities(self, velocity, tool, finger):
-        """Damped least squares on the hand's Jacobian, slowed to what the joints can do."""
+        """Damped least squares on the hand's Jacobian, scaled to the joints' speed limits."""
         world = self.world
         turn = self.hand_turn.reshape(-1, 3, 3)
         c, s, zero = np.cos(self.yaw), np.sin(self.yaw), np.zeros(world.n)
@@ -628,7 +626,7 @@ class Person:
 SPLITS = ("train", "val", "test")
 FAMILIES = ("press", "grasp", "push", "place")
 PAIRS = [(i, j) for i in range(3) for j in range(3) if i != j]
-SLOTS = (  # all that may be done in a scene of three objects and two buttons
+SLOTS = (  # the 17 tasks that a scene of three objects and two buttons could have
     [("press", i) for i in range(2)]
     + [("grasp", i) for i in range(3)]
     + [("push", i, j) for i, j in PAIRS]
@@ -641,18 +639,18 @@ class Piece(NamedTuple):
 
     kind: str
     shapes: list  # of (type, position, quaternion, size, rgba)
-    grasp: tuple | None  # x, y, z, the angle along which the jaws close, half of what they grip
-    room: float  # how far from the middle another thing can be put in or on it; 0: nowhere
-    floor: float  # at which height
+    grasp: tuple | None  # x, y, z, the angle along which the jaws close, half the gripped width
+    room: float  # radius within which another object can be put in or on it; 0: none can
+    floor: float  # height at which it then lies
     circles: np.ndarray  # footprint: x, y, radius  [shapes, 3]
 
 
 class Scene(NamedTuple):
     split: str
-    objects: tuple  # three numbers of pieces
-    buttons: tuple  # two numbers of buttons
-    named: tuple  # slots of its tasks, those that are demonstrated
-    allowed: np.ndarray  # which slots make sense  [17] bool
+    objects: tuple  # indices of three pieces
+    buttons: tuple  # indices of two buttons
+    named: tuple  # slots of its demonstrated tasks
+    allowed: np.ndarray  # which slots are feasible  [17] bool
 
 
 class Task(NamedTuple):
@@ -665,7 +663,7 @@ class Task(NamedTuple):
 
     @property
     def what(self):
-        """The family and its objects: what makes a task the same task in any scene."""
+        """The family and its objects: tasks that share these are one task, in any scene."""
         family, *which = SLOTS[self.slot]
         scene = scenes()[self.scene]
         return family, *((scene.buttons if family == "press" else scene.objects)[i] for i in which)
@@ -674,14 +672,14 @@ class Task(NamedTuple):
 @functools.cache
 def tables():
     """tasks.json: pieces (kind, size, proportion, colour), buttons (shape, radius, grey, colour)
-    and scenes (split, pieces, buttons, named tasks).  Drawn once at random, then fixed; whatever
-    lies in a test scene lies in no other split's."""
+    and scenes (split, pieces, buttons, named tasks).  Drawn once at random, then fixed; no piece
+    or button of a test scene is in a scene of another split."""
     return json.loads((ASSETS / "tasks.json").read_text())
 
 
 @functools.cache
 def kitchenware():
-    """All pieces: a kind's shapes scaled, its greys multiplied with a colour."""
+    """All pieces: a kind's shapes, scaled, and its grey levels, multiplied by a colour."""
     model = mujoco.MjModel.from_xml_path(str(ASSETS / "kitchenware.xml"))
     return [make_piece(model, *row) for row in tables()["pieces"]]
 
@@ -711,7 +709,7 @@ def make_piece(model, kind, size, proportion, colour):
 
 
 def can(slot, objects):
-    """Does a slot make sense with these three pieces?"""
+    """Is a slot a feasible task with these three pieces?"""
     family, *which = SLOTS[slot]
     if family == "press":
         return True
@@ -747,30 +745,30 @@ def check_task(task):
 
 
 def tasks_of(split):
-    """The tasks of a split, 520, 40 or 40 of them, a family as often as another."""
+    """The tasks of a split: 520, 40 or 40, equally many of each family."""
     every = enumerate(scenes())
     return [Task(i, slot) for i, scene in every if scene.split == split for slot in scene.named]
 
 
 @functools.cache
 def scene_model(number):
-    """The model of a scene: kitchen.xml, its objects turned into the scene's pieces."""
+    """The model of a scene: kitchen.xml with the scene's pieces and buttons."""
     scene = scenes()[number]
     spec = mujoco.MjSpec.from_file(str(ASSETS / "kitchen.xml"))
     for i, piece in enumerate(scene.objects):
         piece = kitchenware()[piece]
         for geom in spec.body(f"object_{i}").geoms[len(piece.shapes) :]:
             geom.size, geom.rgba, geom.mass = [0.001] * 3, [0] * 4, 0
-            geom.contype, geom.conaffinity = 8, 0  # meets nothing, yet counts: sizes must agree
+            geom.contype, geom.conaffinity = 8, 0  # inert; kept, as model sizes must agree
         for geom, shape in zip(spec.body(f"object_{i}").geoms, piece.shapes, strict=False):
             geom.type, geom.pos, geom.quat, geom.size, geom.rgba = shape
     for i, button in enumerate(scene.buttons):
         shape, radius, grey, colour = tables()["buttons"][button]
-        cap, inside = spec.geom(f"cap_{i}"), radius + 0.001  # where the walls around it begin
+        cap, inside = spec.geom(f"cap_{i}"), radius + 0.001  # half the width between walls
         cap.rgba, cap.size = [*colour, 1], [radius, 0.008, 0]
         if shape == "square":
             cap.type, cap.size = Shape.mjGEOM_BOX, [radius, radius, 0.008]
-        for wall in spec.body(f"button_{i}").geoms:  # each ends where the next begins
+        for wall in spec.body(f"button_{i}").geoms:  # pinwheel: each ends at the next
             wall.pos[:2] = (0.03 + inside) / 2, (inside - 0.03) / 2
             wall.size[:2] = (0.03 - inside) / 2, (0.03 + inside) / 2
             wall.rgba = [grey, grey, grey, 1]
@@ -782,22 +780,22 @@ def scene_model(number):
 # --------------------------------------------------------------------------------------------
 
 
-MEMORY = 18  # numbers that an episode's success is judged by, the last of them its scene
+MEMORY = 18  # numbers of a state by which success is judged; the last is the scene's index
 
 
 class Kitchen:
-    """n grippers, each before the scene of its own task.
+    """n grippers, each in the scene of its own task.
 
     Actions are absolute poses at 10 Hz: x, y, z (m), Euler angles (rad) and the finger angle (rad,
-    0 is closed).  The servo moves at most 6 cm and half a radian towards them in a step.
+    0 is closed).  A step's target is clipped to within 6 cm and 0.5 rad of the present pose.
     """
 
     RATE = 10  # control steps a second
     HOME = np.array([0, -0.06, 0.2, 0, 0, 0, 0.6])
-    REACH = np.array([0.06, 0.06, 0.06, 0.5, 0.5, 0.5, 0.5])  # of a step
-    JAW = np.array([1, 1, 1, 1, 1, 1, 0.05])  # each jaw opens 5 cm a radian of finger angle
-    LOOKS = 2  # at what touches, in a step: things may touch for an instant
-    DEPTH = 0.009  # of the caps' 12 mm, at which a button counts as pressed
+    REACH = np.array([0.06, 0.06, 0.06, 0.5, 0.5, 0.5, 0.5])  # most per step: m, rad
+    JAW = np.array([1, 1, 1, 1, 1, 1, 0.05])  # each jaw opens 5 cm per rad
+    LOOKS = 2  # contact checks per step, as contacts may be brief
+    DEPTH = 0.009  # m of the caps' 12 mm of travel, beyond which a button counts as pressed
 
     def __init__(self, n=1, seed=0, obs="pixels", size=64, shadows=False, tasks=None, horizon=50):
         check(obs in ("features", "pixels"), f"obs is {obs!r}; it is 'features' or 'pixels'")
@@ -807,14 +805,14 @@ class Kitchen:
         self.low, self.high = scene_model(0).actuator_ctrlrange.T / self.JAW
         self.n = n = self.physics.n
         self.tasks = [Task(0, 0)] * n
-        self.memory = np.zeros((n, MEMORY))  # of the episode: what its success is judged by
+        self.memory = np.zeros((n, MEMORY))  # of the episode, to judge success
         self.start, self.rise = self.memory[:, :9], self.memory[:, 9:12]
         self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]
         self.state_size = self.physics.state_size + MEMORY
         bind, first = self.physics.batch.bind, scene_model(0).body("object_0").id
-        self.place = bind("xpos")[:, first : first + 3]  # of the objects  [n, 3, 3]
+        self.place = bind("xpos")[:, first : first + 3]  # objects' positions  [n, 3, 3]
         self.turn = bind("xmat")[:, first : first + 3]
-        self.contacts = bind("sensordata").reshape(n, 5, 3, 2)  # how many there are, how deep
+        self.contacts = bind("sensordata").reshape(n, 5, 3, 2)  # count, distance
         self.reset(tasks=tasks_of("train")[:1] * n if tasks is None else tasks)
 
     # -- state
@@ -833,7 +831,7 @@ class Kitchen:
         return self.observe(ids)
 
     def reset(self, ids=None, tasks=None):
-        """Begin an episode: of the same tasks, or of new ones and so in their scenes."""
+        """Begin an episode of the same tasks or of the given ones, in their scenes."""
         ids = self.physics.ids(ids)
         if tasks is not None:
             check(len(tasks) == len(ids), f"{len(tasks)} tasks for {len(ids)} robots")
@@ -854,7 +852,7 @@ class Kitchen:
             state[-1] = self.tasks[i].scene
         return self.set_state(states, ids)
 
-    # -- what the robot sees and feels
+    # -- observations
 
     def observe(self, ids=slice(None)):
         return self.features(ids) if self.obs == "features" else self.pixels(ids)
@@ -863,12 +861,12 @@ class Kitchen:
         """x, y, z, Euler angles, finger angle.  [k, 7] float32"""
         return (self.physics.qpos[ids, :7] / self.JAW).astype(np.float32)
 
-    body = pose  # what a body is in the other world
+    body = pose  # counterpart of Stack.body
 
     def touching(self, ids=slice(None)):
-        """Within a millimetre, as contacts come and go: [k, 5, 3] bool.
+        """Contact, or a gap below 1 mm, as contacts flicker: [k, 5, 3] bool.
 
-        Of each object: gripper, left jaw, right jaw, table; then of pairs 0-1, 0-2, 1-2.
+        Rows: gripper, left jaw, right jaw, table with each object; then pairs 0-1, 0-2, 1-2.
         """
         count, distance = np.moveaxis(self.contacts[ids], -1, 0)
         return (count > 0) & (distance < 1e-3)
@@ -877,7 +875,7 @@ class Kitchen:
         return self.physics.mocap  # [n, 2, 3]
 
     def features(self, ids=slice(None)):
-        """What a perfect eye would see.  [k, 51] float32"""
+        """Ground-truth features.  [k, 51] float32"""
         tool = self.physics.qpos[ids, None, :3]
         place, turn = self.place[ids], self.turn[ids].reshape(-1, 3, 3, 3)[..., :2]
         caps = self.physics.qpos[ids, 29:]
@@ -894,36 +892,38 @@ class Kitchen:
         cameras = [scene_camera(task.scene, self.size, self.shadows) for task in tasks]
         return self.physics.pictures(cameras, states, self.size)
 
-    # -- what it does
+    # -- steps and rewards
 
     @property
     def t(self):
         return self.physics.t
 
     def step(self, actions, ids=None):
-        """Observation, reward (1 once the robot's task is done), discount, last.
+        """Observation, reward (1 while the robot's task counts as done), discount, last.
 
-        With `ids`, time passes for these robots alone.
+        With `ids`, only these robots advance.
         """
         actions = check_actions(actions, self.n, self.low, self.high)
         pose = self.physics.qpos[:, :7] / self.JAW
         near = pose + np.clip(actions - pose, -self.REACH, self.REACH)
         ctrl = np.clip(near, self.low, self.high) * self.JAW
+        ids = self.physics.ids(ids)
         for _ in range(self.LOOKS):
             self.physics.step(ctrl, ids)
-            self.touched[self.touching()[:, 4]] = 1
-        self.rise[:] = np.maximum(self.rise, self.place[:, :, 2] - self.start[:, 2::3])
-        self.depth[:] = np.maximum(self.depth, self.physics.qpos[:, 29:])
+            self.touched[ids] = np.maximum(self.touched[ids], self.touching(ids)[:, 4])
+        rise = self.place[ids, :, 2] - self.start[ids, 2::3]
+        self.rise[ids] = np.maximum(self.rise[ids], rise)
+        self.depth[ids] = np.maximum(self.depth[ids], self.physics.qpos[ids, 29:])
         reward = self.succeeded().astype(float)
         return self.observe(), reward, np.ones(self.n), self.t >= self.horizon
 
     def achieved(self, ids=slice(None)):
-        """Which slots has the episode achieved, judged as a whole as if it ended now?  [k, 17]
+        """Which slots has the episode achieved, judged as if it ended now?  [k, 17]
 
-        press: the cap was pushed down at some time, between walls that leave the gripper 5 mm.
-        grasp: both jaws touch the object, 5 cm above where it lay, and nothing else does.
-        push: it was slid 4 cm or more, never lifted, and touched the other, which moved less.
-        place: it was lifted and lies still on the other, within its room, not on the table, let go.
+        press: the cap was pushed down at any time (its walls leave the gripper 5 mm of play).
+        grasp: only the gripper, with both jaws, touches the object, 5 cm above where it lay.
+        push: it slid by over 4 cm, never lifted, and touched the other, which moved less.
+        place: it was lifted and let go, lies still on the other, within its `room`, off the table.
         """
         held, left, right, table, touch = self.touching(ids).swapaxes(0, 1)
         place, start = self.place[ids], self.start[ids].reshape(-1, 3, 3)
@@ -948,7 +948,7 @@ class Kitchen:
         return np.stack(slots, 1) & self.allowed(ids)
 
     def judge_anew(self, ids):
-        """From here on, as if these episodes began now: what was done before counts no more."""
+        """Judge these episodes as if they began now: what was done before no longer counts."""
         self.start[ids] = self.place[ids].reshape(-1, 9)
         self.rise[ids] = self.depth[ids] = self.touched[ids] = 0
 
@@ -957,18 +957,18 @@ class Kitchen:
         return self.achieved()[np.arange(self.n), [task.slot for task in self.tasks]]
 
     def allowed(self, ids=slice(None)):
-        """Which slots make sense in each robot's scene.  [k, 17]"""
+        """Which slots are feasible in each robot's scene.  [k, 17]"""
         every = [scenes()[self.tasks[i].scene].allowed for i in np.arange(self.n)[ids]]
         return np.array(every, bool).reshape(-1, len(SLOTS))
 
     def useful(self, ids=slice(None)):
-        """The paper's filter F: did anything useful happen?  [k]"""
+        """The paper's filter F: has the episode achieved any slot?  [k]"""
         return self.achieved(ids).any(1)
 
 
 @functools.cache
 def scene_camera(number, size, shadows):
-    """The camera of a scene; all share the table as it looks without anything on it."""
+    """The camera of a scene; all share one background, the empty table."""
     if number == 0:
         return Camera(scene_model(0), "front", size, shadows)
     camera = copy.copy(scene_camera(0, size, shadows))
@@ -977,10 +977,10 @@ def scene_camera(number, size, shadows):
 
 
 def arrange(number, rng, tries=32):
-    """Where a scene's objects and buttons lie, [5, 2], and the objects' yaw, [3].
+    """Random positions of a scene's objects and buttons, [5, 2], and the objects' yaws, [3].
 
-    Things are 3 cm apart and in sight; what a task pushes has 6 cm to go, and a free way.  They
-    are laid down one by one, each at the first good one of many random places.
+    All are in sight and 3 cm apart; the two objects of a push are 6 cm apart, its path is free.
+    One by one, each gets the first valid of `tries` random poses; if none is, all are redrawn.
     """
     scene = scenes()[number]
     prints = [kitchenware()[o].circles for o in scene.objects] + [np.array([[0, 0, 0.043]])] * 2
@@ -995,7 +995,7 @@ def arrange(number, rng, tries=32):
             good = (np.abs(circles[..., :2] - [0, 0.015]) < [0.23, 0.19]).all((1, 2))
             for other in placed:
                 good &= gap(circles, placed[other]) > (0.06 if k in push else 0.03)
-            if push and k == push[1]:  # there is room behind what is pushed
+            if push and k == push[1]:  # room for the gripper behind the pushed one
                 origin, back = xy[push[0], pick[push[0]]], reach(prints[push[0]]) + 0.05
                 way = xy[k] - origin
                 way /= np.linalg.norm(way, axis=1, keepdims=True)
@@ -1012,27 +1012,25 @@ def arrange(number, rng, tries=32):
 
 
 def reach(circles):
-    """From a piece's middle to its farthest point."""
+    """Horizontal distance from a piece's origin to its farthest point."""
     return (np.hypot(*circles[:, :2].T) + circles[:, 2]).max()
 
 
 def turned(circles, xy, yaw):
-    """A footprint's circles at many places.  [tries, circles, 3]"""
+    """A footprint's circles at many poses.  [tries, circles, 3]"""
     c, s, (x, y, radius) = np.cos(yaw)[:, None], np.sin(yaw)[:, None], circles.T
     x, y = c * x - s * y + xy[:, :1], s * x + c * y + xy[:, 1:]
     return np.stack([x, y, np.broadcast_to(radius, x.shape)], -1)
 
 
 def gap(circles, other):
-    """How far footprints are from another one.  [tries]"""
-    apart = circles[:, :, None] - other
-    return (np.hypot(apart[..., 0], apart[..., 1]) - circles[:, :, None, 2] - other[:, 2]).min(
-        (1, 2)
-    )
+    """Distances of footprints from another one.  [tries]"""
+    apart = np.linalg.norm(circles[:, :, None, :2] - other[:, :2], axis=3)
+    return (apart - circles[:, :, None, 2] - other[:, 2]).min((1, 2))
 
 
 def aside(circles, start, way):
-    """How far footprints are from the line that begins at start.  [tries]"""
+    """Distances of footprints from the ray from `start` along `way`.  [tries]"""
     apart = circles[..., :2] - start
     away = apart - np.maximum(apart @ way, 0)[..., None] * way
     return (np.linalg.norm(away, axis=2) - circles[..., 2]).min(1)
@@ -1042,17 +1040,17 @@ def aside(circles, start, way):
 # The operator who demonstrates kitchen tasks
 # --------------------------------------------------------------------------------------------
 
-BESIDE, OBJECT, OTHER, CARRY, PUSH = range(5)  # what a waypoint is relative to
-ALIKE = {  # so often in a turn they look the same to whoever grasps them
+BESIDE, OBJECT, CARRY, PUSH = range(4)  # anchors; BESIDE: where the waypoint began
+ALIKE = {  # order of rotational symmetry about z, for grasping
     "carton": 4, "bowl": 6, "tumbler": 6, "bottle": 360, "can": 360, "jar": 360, "shaker": 360,
 }  # fmt: skip
 
 
 class Operator:
-    """Does each robot's task, as an operator in virtual reality would: waypoints, a quick hand."""
+    """Scripted demonstrator: does each robot's task by waypoints, as an operator in VR would."""
 
-    TURN = 0.4  # rad, at most, in a step
-    ROOM = 0.005  # m, on each side of what its jaws are about to grip
+    TURN = 0.4  # rad, most per step
+    ROOM = 0.005  # m, between each jaw and what they are to grip
 
     def __init__(self, world, seed=0):
         check(isinstance(world, Kitchen), "an Operator does kitchen tasks: give it a Kitchen")
@@ -1061,12 +1059,12 @@ class Operator:
         self.script = np.zeros((n, 9, 8))  # anchor, x, y, z, finger angle, speed, tolerance, stay
         self.phase, self.frames, self.fingers = np.zeros(n, int), np.zeros(n, int), np.zeros(n)
         self.entry, self.yaw, self.way = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 3))
-        self.slot, self.ended = [()] * n, np.zeros(n, bool)  # has a script come to its end?
+        self.slot, self.ended = [()] * n, np.zeros(n, bool)  # is its script at its end?
         self.episode = np.zeros(n, int)  # for which the scripts were drawn
         self.begin()
 
     def begin(self):
-        """Plan the episodes that robots have begun since."""
+        """Plan for robots that have begun a new episode."""
         ids = np.flatnonzero(self.episode != self.world.physics.episode)
         self.episode[ids] = self.world.physics.episode[ids]
         for i in ids:
@@ -1084,7 +1082,7 @@ class Operator:
         high = rng.uniform(0.09, 0.13)
         side = rng.uniform(-0.004, 0.004, 2)
         if family == "press":
-            x, y = side / 4  # its walls are narrow
+            x, y = side / 4  # less: walls surround the cap
             up, yaw = [OBJECT, x, y, high, 0, fast, 0.015, 0], rng.uniform(-0.1, 0.1)
             return [up, [OBJECT, x, y, 0.02, 0, slow, 0.008, 2], [*up[:6], 0.02, 2]], yaw
         pieces = [kitchenware()[o] for o in scenes()[world.tasks[i].scene].objects]
@@ -1105,7 +1103,7 @@ class Operator:
         x, y, z, angle, wide = a.grasp
         wide = (wide + self.ROOM) / self.world.JAW[6] + rng.uniform(0, 0.04)
         part = 2 * np.pi / ALIKE.get(a.kind, 1)
-        yaw += part * np.round((-np.pi / 2 - yaw) / part)  # towards the operator, if it is all one
+        yaw += part * np.round((-np.pi / 2 - yaw) / part)  # among alike yaws, towards the operator
         x, y = x * np.cos(yaw) - y * np.sin(yaw), x * np.sin(yaw) + y * np.cos(yaw)
         rows = [
             [OBJECT, x, y, z + high, wide, fast, 0.02, 0],
@@ -1125,7 +1123,7 @@ class Operator:
         return rows, yaw + angle - np.pi / 2  # jaws close along the gripper's y axis
 
     def act(self):
-        """Absolute poses, a step towards each robot's next waypoint."""
+        """Absolute poses, one step towards each robot's current waypoint."""
         self.begin()
         self._move_on()
         pose = self.world.physics.qpos[:, :7] / self.world.JAW
@@ -1140,7 +1138,7 @@ class Operator:
         return np.clip(actions, self.world.low, self.world.high)
 
     def _error(self):
-        """From where each gripper is to its waypoint, and how far it has to turn."""
+        """Displacement of each waypoint from the gripper, and the yaw that is left to turn."""
         world, robots = self.world, np.arange(self.world.n)
         tool = world.physics.qpos[:, :3]
         anchor, x, y, z = self.script[robots, self.phase, :4].T
@@ -1150,16 +1148,16 @@ class Operator:
         a, b = world.place[robots, first], world.place[robots, last]
         a = np.where(press[:, None], world.buttons()[robots, np.minimum(first, 1)], a)
         ahead = a + 0.06 * self.way
-        bases = np.stack([self.entry, a, b, b + tool - a, ahead])  # by anchor
+        bases = np.stack([self.entry, a, b + tool - a, ahead])  # by anchor
         goal = bases[anchor.astype(int), robots] + np.stack([x, y, z], 1)
         turn = self.yaw - world.physics.qpos[:, 5]
-        return goal - tool, (turn + np.pi / 2) % np.pi - np.pi / 2  # jaws are alike
+        return goal - tool, (turn + np.pi / 2) % np.pi - np.pi / 2  # modulo π: jaws are alike
 
     def _move_on(self):
-        """Who has arrived, and whose fingers have come to rest, goes on to the next waypoint.
+        """Go on to the next waypoint, for robots that have arrived with their fingers at rest.
 
-        At once: what is done can be told from how things are.  Only where a task is done, and
-        nobody learns any more, do they stay for some frames.
+        They do not pause, so that the state alone tells a policy what to do next.  Only once a
+        task is done, in frames that are not learned from, do they stay for a while.
         """
         world, robots = self.world, np.arange(self.world.n)
         error, turn = self._error()
@@ -1181,7 +1179,7 @@ class Operator:
 
 WORLDS = {"stack": Stack, "kitchen": Kitchen}
 VERSION = 2  # of the file format and of both worlds
-ARRAYS = {  # key: type, columns in the stack world and in the kitchen, and rows beyond the actions'
+ARRAYS = {  # key: type, shape of a row in each world, how many rows more than actions
     "states": ("f8", {"stack": (66,), "kitchen": (112,)}, 1),
     "actions": ("f4", {"stack": (9,), "kitchen": (7,)}, 0),
     "rewards": ("f4", {"stack": (), "kitchen": ()}, 0),
@@ -1193,7 +1191,7 @@ FACTS = {"world": "U16", "version": "i8", "seed": "i8", "by": "U16", "scene": "i
 
 
 def write_atomically(path, write):
-    """Let `write` fill a new file, which takes its name only once it lies on the disk whole."""
+    """Let `write` fill a temporary file, and rename it only once it is on the disk in full."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -1208,7 +1206,7 @@ def write_atomically(path, write):
 
 
 def save_demo(path, arrays, world, seed, by, task=(-1, -1)):
-    """One demonstration: robomimic's keys, and by whom, where, and with which seed it was made."""
+    """Save a demonstration: arrays under robomimic's keys, and the FACTS of how it was made."""
     wrong = set(arrays) ^ set(ARRAYS)
     check(not wrong, f"a demonstration has not just the keys it should: {', '.join(sorted(wrong))}")
     facts = dict(zip(FACTS, (world, VERSION, seed, by, *task), strict=True))
@@ -1217,17 +1215,20 @@ def save_demo(path, arrays, world, seed, by, task=(-1, -1)):
     write_atomically(path, lambda file: np.savez_compressed(file, **every))
 
 
-def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
-    """The named arrays of a demonstration, and its facts; nothing else is read from the file.
+def how_to_make(world):
+    return "make some with: python train.py demos" + " --world kitchen" * (world == "kitchen")
 
-    Whoever wants actions or rewards has to name them.  Sizes are checked before memory is taken.
+
+def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
+    """A demonstration's arrays named by `keys`, and its FACTS; nothing else is read from the file.
+
+    Actions and rewards are read only if named.  Sizes are checked before memory is allocated.
     """
     path = Path(path)
-    ours = "" if world == "stack" else " --world kitchen"
-    check(path.is_file(), f"{path}: no such file; make some with: python train.py demos{ours}")
+    check(path.is_file(), f"{path}: no such file; {how_to_make(world)}")
     check(path.stat().st_size < 2e7, f"{path}: larger than 20 MB, this is no demonstration")
     try:
-        with open(path, "rb") as file:  # numpy leaves no comment: the directory's record is last
+        with open(path, "rb") as file:  # numpy writes no zip comment: the end record is last
             file.seek(-22, os.SEEK_END)
             record = file.read()
             small = record[:4] == b"PK\5\6" and int.from_bytes(record[12:16], "little") < 10_000
@@ -1245,7 +1246,7 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
             for key in keys:
                 kind, columns, extra = ARRAYS[key]
                 demo[key] = _read(archive, key, kind, (rows + extra, *columns[world]))
-    except Exception as error:  # whatever a damaged file makes the readers below stumble over
+    except Exception as error:  # whatever a damaged file makes the readers raise
         fault = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path}: truncated, damaged or no demonstration: {fault}") from None
     return demo
@@ -1261,7 +1262,7 @@ def _shape(archive, key):
 
 
 def _read(archive, key, kind, shape):
-    """An array whose header is just what numpy writes for this type and shape, and no more."""
+    """An array; its header must be exactly what numpy writes for this type and shape."""
     packed = archive.getinfo(f"{key}.npy").compress_type
     check(packed in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), f"{key} is packed in another way")
     wanted, kind = io.BytesIO(), np.dtype(kind)
@@ -1279,12 +1280,12 @@ def _read(archive, key, kind, shape):
 
 
 def load_demos(folder, world, keys=("states", "obs/features", "obs/body"), count=None):
-    """The first `count` demonstrations of a folder (or the one that a file is), in order."""
+    """The first `count` demonstrations of a folder, sorted by name; or the one of a file."""
     paths = sorted(Path(folder).glob("*.npz")) if Path(folder).is_dir() else [Path(folder)]
     paths = [path for path in paths if path.exists()]
     enough = len(paths) >= max(count or 1, 1)
-    advice = "make some with: python train.py demos"
-    check(enough, f"{folder} holds {len(paths)} demonstrations, {count or 1} wanted; {advice}")
+    found = f"{folder} holds {len(paths)} demonstrations, {count or 1} wanted"
+    check(enough, f"{found}; {how_to_make(world)}")
     return [load_demo(path, world, keys) for path in paths[:count]]
 
 
@@ -1293,15 +1294,15 @@ def demo_folder(root, world, by, horizon=200):
 
 
 def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
-    """Fill a folder with what is missing of `count` demonstrations (in the kitchen: of each task).
+    """Make what a folder lacks of `count` demonstrations (in the kitchen: `count` of each task).
 
-    By one of the PEOPLE, or, in the kitchen, of a split's tasks by the operator.
+    `by` is one of the PEOPLE or, in the kitchen, a split, whose tasks the operator demonstrates.
     """
     check(world in WORLDS, f"world is {world!r}; it is one of {', '.join(WORLDS)}")
     whole("count", count, 1, 9999)
     makers = list(PEOPLE) if world == "stack" else list(SPLITS)
     check(by in makers, f"by is {by!r}; it is one of {', '.join(makers)}")
-    if world == "stack":  # files that are made together, and a number for their seed
+    if world == "stack":  # number (for the seed): files that are made together
         chunks = {
             k: [f"{d:04d}.npz" for d in range(k, min(k + 25, count))] for k in range(0, count, 25)
         }
@@ -1318,16 +1319,16 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
         mine = np.random.SeedSequence((seed, len(makers), makers.index(by), number))
         mine = int(mine.generate_state(1)[0])
         there = [path for path in paths if path.exists()]
-        made_with = load_demo(there[0], world, ())["seed"] if there else mine
-        advice = f"was made with another --seed; make these elsewhere than in {folder}"
-        check(made_with == mine, f"{there and there[0]} {advice}")
+        if there:
+            advice = f"was made with another --seed; make these elsewhere than in {folder}"
+            check(load_demo(there[0], world, ())["seed"] == mine, f"{there[0]} {advice}")
         if len(there) < len(paths):
             jobs.append((world, by, paths, mine, horizon))
     if jobs:
-        context, count = multiprocessing.get_context("spawn"), min(processes, len(jobs))
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+        context, workers = multiprocessing.get_context("spawn"), min(processes, len(jobs))
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
         try:
-            pool = context.Pool(count)
+            pool = context.Pool(workers)
         finally:
             signal.signal(signal.SIGINT, ours)
         with pool:
@@ -1336,9 +1337,9 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
 
 
 def _demonstrate(job):
-    """Fill the missing ones of some paths, a robot each.
+    """Make those of the job's paths that are missing, one robot per path.
 
-    What people make is kept however it ends; the operator tries again what failed.
+    People's episodes are kept even if they fail; the operator repeats those that fail.
     """
     name, by, paths, seed, horizon = job
     if name == "stack":
@@ -1368,7 +1369,7 @@ def _demonstrate(job):
 
 
 class Recording:
-    """What a world's robots see and do, step by step, until it is cut into demonstrations."""
+    """Records what all robots of a world observe and do; `cut` makes a demonstration of it."""
 
     def __init__(self, world):
         self.world, self.rows = world, {key: [] for key in ARRAYS}
@@ -1380,7 +1381,7 @@ class Recording:
         self.rows["obs/body"].append(self.world.body())
 
     def step(self, actions):
-        """Step the world; actions are rounded to what the file holds before they are taken."""
+        """Step the world, with actions rounded to float32, as files store them."""
         actions = np.float32(actions)
         _, reward, _, last = self.world.step(actions)
         for key, value in (("actions", actions), ("rewards", reward), ("dones", last)):
@@ -1388,7 +1389,7 @@ class Recording:
         self._see()
 
     def cut(self, i, steps):
-        """Robot i's first steps."""
+        """The arrays of robot i's first `steps` steps."""
         every = {key: ARRAYS[key][2] + steps for key in ARRAYS}
         arrays = {key: np.stack([row[i] for row in self.rows[key][: every[key]]]) for key in ARRAYS}
         arrays["dones"][-1] = True
@@ -1401,7 +1402,7 @@ class Recording:
 
 
 def gym(world="stack", **options):
-    """A standard environment of one robot: env.gym("kitchen", obs="pixels", tasks=[...])."""
+    """A gymnasium.Env of one robot: env.gym("kitchen", obs="pixels", tasks=[...])."""
     try:
         import gymnasium
     except ImportError:
@@ -1422,13 +1423,13 @@ def gym(world="stack", **options):
 
     class Env(gymnasium.Env):
         metadata = {"render_modes": ["rgb_array"], "render_fps": inner.RATE}
-        render_mode, begun = "rgb_array", False
+        render_mode, begun = "rgb_array", "seed" in options
         observation_space = space(see(inner.observe()))
         action_space = spaces.Box(np.float32(inner.low), np.float32(inner.high))
 
         def reset(self, *, seed=None, options=None):
             super().reset(seed=seed)
-            if seed is not None or not self.begun:  # unseeded, each environment draws its own
+            if seed is not None or not self.begun:  # without a seed, each environment draws one
                 inner.physics.seed = int(self.np_random.integers(2**32))
                 inner.physics.episode[:] = 0
             self.begun = True
@@ -1446,9 +1447,9 @@ def gym(world="stack", **options):
 
 
 class Gymnasium:
-    """n environments of another library behind our worlds' face: Gymnasium("Pendulum-v1", n=4).
+    """n environments of gymnasium with our worlds' interface: Gymnasium("Pendulum-v1", n=4).
 
-    Actions and observations must be boxes. Their state cannot be read, so that it is not saved.
+    Actions and observations must be boxes.  Their state cannot be read, so it is not saved.
     """
 
     def __init__(self, name, n=1, seed=0, horizon=None):

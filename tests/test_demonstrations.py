@@ -203,6 +203,8 @@ def test_a_folder_is_loaded_in_order_and_must_hold_enough(folder):
     demos = env.load_demos(folder / "A", "stack", count=2)
     one = env.load_demo(folder / "A" / "0001.npz", "stack")
     np.testing.assert_array_equal(demos[1]["states"], one["states"])
+    with pytest.raises(ValueError, match=r"holds 0 .*, 1 wanted; .*train.py demos --world kitchen"):
+        env.load_demos(folder / "none", "kitchen")
     with pytest.raises(ValueError, match=r"holds 3 demonstrations, 4 wanted.*train.py demos"):
         env.load_demos(folder / "A", "stack", count=4)
     with pytest.raises(ValueError, match="holds 0 demonstrations"):

@@ -58,3 +58,12 @@ def test_environments_without_a_seed_differ():
     pytest.importorskip("gymnasium")
     first = [env.gym("stack").reset()[0] for _ in range(2)]
     assert (first[0] != first[1]).any()
+
+
+def test_environments_of_one_seed_are_alike():
+    """Given to the world, not to reset; one episode after the other."""
+    pytest.importorskip("gymnasium")
+    one, other = (env.gym("stack", seed=3) for _ in range(2))
+    first, second = ((each.reset()[0], each.reset()[0]) for each in (one, other))
+    np.testing.assert_array_equal(first, second)
+    assert (first[0] != first[1]).any()

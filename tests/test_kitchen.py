@@ -149,6 +149,13 @@ def test_time_passes_for_those_robots_alone_that_are_stepped():
     np.testing.assert_array_equal(some.get_state()[[1, 4]], all_.get_state()[[1, 4]])
     np.testing.assert_array_equal(some.get_state()[[0, 2, 3]], before[[0, 2, 3]])
     assert some.t.tolist() == [0, 6, 0, 0, 6]
+    pressed = before[:2].copy()
+    pressed[:, 30] = 0.012  # a cap is down, and nobody has seen it yet
+    world = Kitchen(2, 3, "features", tasks=tasks[:2])
+    pressed[:, -1] = [task.scene for task in tasks[:2]]
+    world.set_state(pressed)
+    world.step(world.pose(), [1])
+    np.testing.assert_array_equal(world.get_state([0])[0], pressed[0])
 
 
 def test_an_episode_goes_on_from_its_middle_with_its_memory():

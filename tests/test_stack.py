@@ -427,6 +427,8 @@ def test_bad_states_are_refused_and_change_nothing(world):
             world.set_state(bad)
     with pytest.raises(ValueError, match=r"shape \(2, 30\), expected \(2, 66\)"):
         world.render(np.zeros((2, 30)))
+    with pytest.raises(ValueError, match=r"shape \(2, 66, 1\), expected \(2, 66\)"):
+        world.render(np.zeros((2, 66, 1)))
     for ids in ([7], [-1], [1, 1], [2, 1], [0.0], "all", [True, False], [[0]]):
         with pytest.raises(ValueError, match="ids are"):
             world.reset(ids)
