@@ -106,11 +106,11 @@ def project(p, R, discount, z):
     p [B, atoms], R [B], discount [B], z [atoms]; mass between two atoms goes to both, the nearer
     getting more.
     """
-    N, vmin, vmax = len(z), z[0], z[-1]
-    Tz = R[:, None] + discount[:, None] * z  # T z_j = R + γ^N z_j  [B, N]
-    b = Tz.sub_(vmin).mul_((N - 1) / (vmax - vmin))  # b_j = (T z_j - Vmin) / Δz
-    b.clamp_(0, N - 1)  # T z_j clipped to [Vmin, Vmax]
-    lower = b.long().clamp_(0, N - 2)  # l = ⌊b_j⌋, at most N - 2, so that u = l + 1 exists
+    last, vmin, vmax = len(z) - 1, z[0], z[-1]
+    Tz = R[:, None] + discount[:, None] * z  # T z_j = R + γ^N z_j  [B, atoms]
+    b = Tz.sub_(vmin).mul_(last / (vmax - vmin))  # b_j = (T z_j - Vmin) / Δz
+    b.clamp_(0, last)  # T z_j clipped to [Vmin, Vmax]
+    lower = b.long().clamp_(0, last - 1)  # l = ⌊b_j⌋, below the last, so that u = l + 1 exists
     upward = p * b.sub_(lower)  # p_j (b_j - l)
     m = torch.zeros_like(p).scatter_add_(1, lower, p - upward)  # m_l += p_j (u - b_j)
     return m.scatter_add_(1, lower.add_(1), upward)  # m_u += p_j (b_j - l)
@@ -467,7 +467,7 @@ class Learner:
         self.share, self.credit = 1.0, 0.0  # its share of the rounds; rounds it is owed
         self.scaled, self.sums, self.rounds = False, dict.fromkeys(METRICS, 0.0), 0
 
-    def take(self):
+    def allocate(self):
         """Allocate the memory, of `items.bytes`."""
         config = self.config
         self.memory = replay.Replay(self.items, self.sampling, config.seed, config.device)
@@ -581,17 +581,17 @@ class Run:
 
     @property
     def bytes(self):
-        """Size of the shared memory that `take` allocates."""
+        """Size of the shared memory that `allocate` takes."""
         return sum(learner.items.bytes for learner in self.learners)
 
-    def take(self):
+    def allocate(self):
         for learner in self.learners:
-            learner.take()
+            learner.allocate()
 
     def start(self, state=None):
         """Start, or resume from a checkpoint's state."""
         if self.learners[0].memory is None:
-            self.take()
+            self.allocate()
         if state:
             self.load(state)
         elif self.config.fd:
@@ -662,9 +662,9 @@ class Run:
 
     def evaluate(self, episodes, stop=None):
         """Evaluate the current policies; None if `stop` is asked for meanwhile."""
-        return self.play(self.config, self.eyes(), episodes, stop)
+        return self.play(self.config, self.nets(), episodes, stop)
 
-    def eyes(self):
+    def nets(self):
         """Copies of the current networks, to evaluate."""
         return [copy.deepcopy(learner.agent.online) for learner in self.learners]
 
@@ -827,15 +827,15 @@ def remember_demos(config, learner):
     learner.memory.index.keep()
 
 
-def evaluate(config, eyes, episodes, stop=None, seed=1_000_003):
+def evaluate(config, nets, episodes, stop=None, seed=1_000_003):
     """Return of the policy without noise: one episode each of `episodes` robots."""
-    (eyes,) = eyes
+    (nets,) = nets
     world = make_world(config, episodes, seed)
     obs, total, running = world.observe(), np.zeros(episodes), np.ones(episodes, bool)
     while running.any():
         if stop and stop.asked:
             return None
-        obs, reward, _, last = world.step(scaled(pick(eyes, obs), world))
+        obs, reward, _, last = world.step(scaled(pick(nets, obs), world))
         total += np.where(running, reward, 0)
         running &= ~last
     return {"eval_return": total.mean(), "eval_std": total.std()}

@@ -463,7 +463,7 @@ def make_run(config, alone=False):
     if alone:
         return d4pg.Run(config, make_learners(config, None), Actor, None)
     seen, unseen = (load_demos(config, *person) for person in people(config))
-    play = lambda config, eyes, count, stop: evaluate(config, eyes, count, stop, seen, unseen)
+    play = lambda config, nets, count, stop: evaluate(config, nets, count, stop, seen, unseen)
     mark = zlib.crc32(seen.states)
     return d4pg.Run(config, make_learners(config, seen), Actor, play, (seen,), mark)
 
@@ -473,7 +473,7 @@ def make_run(config, alone=False):
 # --------------------------------------------------------------------------------------------
 
 
-def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
+def rollout(config, nets, demos, copies, tasks=0, stop=None, watch=None):
     """Imitate the first `copies` demonstrations; do the task from the first `tasks` starts.
 
     No noise, no early termination.  Returns task rewards [T, copies + tasks], 0 after a
@@ -491,9 +491,9 @@ def rollout(config, eyes, demos, copies, tasks=0, stop=None, watch=None):
             watch(world)
         (goal, going), (_, also) = at(demos, copies, t + 1), at(demos, tasks, t + 1)
         shown, _ = at(demos, copies, t + config.ahead)
-        actions = follow(eyes[IMITATION], obs[:copies], demos.frames[shown])
+        actions = follow(nets[IMITATION], obs[:copies], demos.frames[shown])
         if tasks:
-            actions = np.concatenate([actions, d4pg.pick(eyes[TASK], obs[copies:])])
+            actions = np.concatenate([actions, d4pg.pick(nets[TASK], obs[copies:])])
         obs, reward, _, _ = world.step(actions)
         o_next, d_next = world.features()[:copies], demos.features[goal]
         images = () if config.obs == "features" else (obs[:copies], demos.frames[goal])
@@ -518,11 +518,11 @@ def frames_to_solve(rewards):
     return np.nanmean(frames) if np.isfinite(frames).any() else np.nan
 
 
-def evaluate(config, eyes, count, stop, seen, unseen):
+def evaluate(config, nets, count, stop, seen, unseen):
     """Imitation of A's (training) and B's (unseen) first demonstrations; the task policy on A's."""
     n, k = min(count, len(seen.first)), min(count, len(unseen.first))
-    ours = rollout(config, eyes, seen, n, n, stop)
-    theirs = rollout(config, eyes, unseen, k, 0, stop) if ours else None
+    ours = rollout(config, nets, seen, n, n, stop)
+    theirs = rollout(config, nets, unseen, k, 0, stop) if ours else None
     if theirs is None:
         return None
     (copies, task), A = np.split(ours[0], [n], 1), task_rewards(config, seen, n)
@@ -545,9 +545,9 @@ def evaluate(config, eyes, count, stop, seen, unseen):
     }
 
 
-def imitate(config, eyes, demos):
+def imitate(config, nets, demos):
     """Results of imitating one demonstration in one shot."""
-    (task, imitation), theirs = rollout(config, eyes, demos, 1), task_rewards(config, demos, 1)
+    (task, imitation), theirs = rollout(config, nets, demos, 1), task_rewards(config, demos, 1)
     return {"task_reward": task.sum(), "demo_task_reward": theirs.sum(),
             "imitation_reward": np.nanmean(imitation), "stacked": (task == 1).any(),
             "frames_to_stack": frames_to_solve(task)}  # fmt: skip

@@ -885,7 +885,7 @@ class Run:
     def budget(self):
         return int(self.config.memory_gb * 1e9)
 
-    def take(self):
+    def allocate(self):
         """Nothing to allocate yet: images enter shared memory as they are rendered."""
 
     def start(self, state=None):

@@ -120,7 +120,7 @@ class Items:
 
     `fields` is name: (shape, dtype). Those of float32 lie side by side in `rows`, so that one
     gather fetches them; images (uint8) have arrays of their own.
-    `bytes` is the size of all this; `take` allocates it.
+    `bytes` is the size of all this; `allocate` takes it.
     """
 
     def __init__(self, fields, capacity, actors=1, ring=1024):
@@ -141,7 +141,7 @@ class Items:
         }
         self.bytes, self.shared = bytes_of(self.spec), None
 
-    def take(self):
+    def allocate(self):
         self.shared = self.shared or Shared(**self.spec)
         return self
 
@@ -173,11 +173,11 @@ class Items:
 # --------------------------------------------------------------------------------------------
 
 
-class Sums:
+class SumTree:
     """Samples slots in proportion to their weights: a sum tree of two wide levels.
 
     Blocks of 64 weights keep their sum. A draw finds its block in the cumulative sums, then its
-    slot within the block. Sums are always recomputed, so that no rounding error accumulates.
+    slot within the block. SumTree are always recomputed, so that no rounding error accumulates.
     """
 
     WIDTH = 64
@@ -262,7 +262,7 @@ class Prioritised:
     ALPHA, BETA, REMOVAL = 0.6, 0.4, 0.4  # Ape-X's
 
     def __init__(self, slots):
-        self.chance, self.removal = Sums(slots), Sums(slots)  # p^α and p^-α', 0 if not in use
+        self.chance, self.removal = SumTree(slots), SumTree(slots)  # p^α and p^-α', 0 if not in use
         self.highest, self.count = 1.0, 0
         self.kept = np.zeros(slots, bool)  # never removed
 
@@ -330,7 +330,7 @@ class Replay:
     """The learner's side: collect items that actors filled, lend them slots, sample, remove."""
 
     def __init__(self, items, sampling="uniform", seed=0, device="cpu"):
-        self.items, self.rng = items.take(), np.random.default_rng((1, seed))
+        self.items, self.rng = items.allocate(), np.random.default_rng((1, seed))
         self.index, self.device = SAMPLING[sampling](items.slots), device
         self.collected = np.zeros(items.actors, np.int64)
         self.free = np.arange(items.slots)[::-1].copy()  # a stack of slots never used so far

@@ -140,7 +140,7 @@ def train(args):
     run = ALGORITHMS[config.algorithm].make_run(config)  # bad input raises an error here
     run.folder = folder
     tqdm.write(f"{folder}: memory takes up to {run.bytes / 1e9:.2f} GB, shared with the actors")
-    run.take()
+    run.allocate()
     with only_user(folder):
         with Stop() as stop:
             log = work(run, folder, config, args.resume, tensorboard, stop)
@@ -288,7 +288,7 @@ def film(run, demos, copies, tasks=0, every=4):
     [films, frames, 2 size, size, 3]
     """
     states, keep = [], lambda world: states.append(world.get_state())
-    metamimic.rollout(run.config, run.eyes(), demos, copies, tasks, watch=keep)
+    metamimic.rollout(run.config, run.nets(), demos, copies, tasks, watch=keep)
     world, films = env.Stack(1, size=128, shadows=True), []
     for robot in tqdm(range(copies + tasks), "filming", unit="film"):
         i = robot if robot < copies else robot - copies
@@ -399,13 +399,13 @@ def measure(args):
     good = args.episodes is None or 1 <= args.episodes <= 10_000
     env.check(good, f"--episodes is {args.episodes}; expected 1 to 10000")
     folder, config = Path(args.run), SimpleNamespace(**read_config(args.run))
-    mimic, kitchen = (config.algorithm == name for name in ("metamimic", "mili"))
-    env.check(mimic or not args.demo, f"--demo needs a run of metamimic; {folder} is another")
-    env.check(kitchen or not args.split, f"--split needs a run of mili; {folder} is another")
+    for flag, algorithm in (("demo", "metamimic"), ("split", "mili")):
+        good = config.algorithm == algorithm or not getattr(args, flag)
+        env.check(good, f"--{flag} needs a run of {algorithm}; {folder} is another")
     env.check(args.demo or not args.out, "--out is the picture of a --demo")
     if args.episodes is None:
         args.episodes = getattr(config, "validation", EPISODES)
-    elif mimic:
+    elif config.algorithm == "metamimic":
         config.validation = args.episodes
     with only_user(folder):
         run, steps = read_run(folder, config, alone=bool(args.demo))
@@ -438,7 +438,7 @@ def imitate_file(args, run):
     env.check(out.suffix in (".gif", ".png"), f"--out is {out}; it ends in .gif or .png")
     env.check(path.is_file(), f"--demo {path}: there is no such file")
     demos = metamimic.load_demos(run.config, path, 1)
-    results = metamimic.imitate(run.config, run.eyes(), demos)
+    results = metamimic.imitate(run.config, run.nets(), demos)
     try:
         save_picture(out, film(run, demos, 1))
         print(f"{out}: the demonstration, and below it the copy")
@@ -551,9 +551,9 @@ class Log:
         text = "".join(line + "\n" for line in lines)  # drops rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
         self.names = lines[0].split(",") if lines else None
-        self.then, self.latest, self.board = 0.0, {"steps": 0, "updates": 0}, None
+        self.then, self.latest, self.writer = 0.0, {"steps": 0, "updates": 0}, None
         if tensorboard:
-            self.board = tensorboard(folder)
+            self.writer = tensorboard(folder)
 
     def state(self):
         return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval", "last")}
@@ -584,8 +584,8 @@ class Log:
         except OSError as error:
             raise OSError(f"{self.path} could not be written: {error.strerror}") from None
         self.rows += 1
-        for name, value in row.items() if self.board else ():
-            self.board.add_scalar(name, value, row["steps"])
+        for name, value in row.items() if self.writer else ():
+            self.writer.add_scalar(name, value, row["steps"])
         return row
 
 

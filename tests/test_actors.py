@@ -231,7 +231,7 @@ def test_evaluation_is_without_noise_of_the_present_policy_and_of_one_episode_a_
 
 def test_the_logs_return_is_that_of_the_latest_episodes():
     run = d4pg.make_run(make_config(actors=2))
-    run.take()
+    run.allocate()
     board = run.board
     board.episodes[:, 0] = 70, 2
     board.returns[0, 0] = 100 + np.arange(64)  # a ring: every one of the first actor's is in use

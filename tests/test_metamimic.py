@@ -153,14 +153,14 @@ def test_one_step_of_an_actor_is_algorithms_1_and_3(config, ahead):
     for learner in M:
         learner.memory.collect()
 
-    eyes = run.eyes()
+    nets = run.nets()
     for i in range(3):  # algorithm 1
         d_next, shown, after = (
             actor.demos.features[min(frame[i] + k, end[i])] for k in (1, ahead, 1 + ahead)
         )
         o_t = now[i]
         x = torch.from_numpy(np.concatenate([o_t, shown - o_t]))[None]
-        encoder, policy, _ = eyes[0]
+        encoder, policy, _ = nets[0]
         a_t = policy(encoder(x))[0].detach().numpy()  # sample action π(o_t, d_{t+1})
         o_next, r_task = alone(world, i, a_t)  # execute a_t, observe o_{t+1} and r_task
         r_imitate = literal_reward(o_next, d_next, 15, 2)
@@ -175,7 +175,7 @@ def test_one_step_of_an_actor_is_algorithms_1_and_3(config, ahead):
     for i in range(5):  # algorithm 3, and what algorithm 1 stores for the task
         new = {name: rows[len(before[1]["obs"]) + i] for name, rows in stored(M[1]).items()}
         if i >= 3:
-            encoder, policy, _ = eyes[1]
+            encoder, policy, _ = nets[1]
             a_t = policy(encoder(torch.from_numpy(now[i : i + 1])))[0].detach().numpy()  # π(o_t)
             np.testing.assert_allclose(new["action"], a_t, atol=1e-5)
         o_next, r_task = alone(world, i, new["action"])
@@ -386,7 +386,7 @@ def test_demonstrations_may_be_shorter_than_an_episode(config, shorter, monkeypa
             learner.memory.collect()
     goals = []
     monkeypatch.setattr(metamimic, "follow", lambda _, obs, d: goals.append(d) or np.zeros((4, 9)))
-    task, imitation = metamimic.rollout(run.config, run.eyes(), demos, 4)
+    task, imitation = metamimic.rollout(run.config, run.nets(), demos, 4)
     assert np.isfinite(imitation[:, 0]).sum(0).tolist() == [12, 14, 16, 18]
     np.testing.assert_array_equal(np.array(goals)[:12, 0], demos.frames[1:13])  # d_{t+1}
     states = demos.states[demos.end]
@@ -575,7 +575,7 @@ def test_an_evaluation_is_of_both_people_and_of_both_policies(monkeypatch):
     seen, unseen = (SimpleNamespace(first=np.zeros(n)) for n in (3, 2))
     parts = {3: np.full((10, 2, 3), 0.5), 2: np.full((10, 2, 2), 0.25)}
     parts[2][:, 1] = 0.75
-    fake = lambda config, eyes, demos, copies, tasks, stop: (
+    fake = lambda config, nets, demos, copies, tasks, stop: (
         (ours, parts[3]) if demos is seen else (theirs, parts[2])
     )
     monkeypatch.setattr(metamimic, "rollout", fake)

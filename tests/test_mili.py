@@ -1040,6 +1040,10 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mili, "rollout", all_of_use)
     flags = ["mili", "--preset", "tiny", "--demos", str(demos), "--eval_every", "1000"]
     two = ["--rounds", "2"]
+
+    def no_pictures(*_):
+        raise ImportError("of the parts")
+
     for name, parts in (  # 20 updates, 16 trials, their pairs, 20 updates; 16 trials and so on
         ("whole", [(999, two)]),
         ("parts", [(10, []), (25, []), (45, []), (57, []), (60, two), (80, []), (999, [])]),
@@ -1053,6 +1057,7 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
             train.main(again if out.exists() else [*flags, *more, "--out", str(out)])
             monkeypatch.setattr(mili.Run, "finished", before)
         ends.append(train.load_newest(out))
+        monkeypatch.setattr(train, "draw_curves", no_pictures)
     assert len(list((out / "trials/2").iterdir())) == 4
     assert_same(ends[0]["learners"], ends[1]["learners"])
     out = tmp_path / "whole"

@@ -157,7 +157,7 @@ def test_new_items_get_the_highest_priority_seen():
 
 
 def test_sums_stay_exact_after_a_hundred_thousand_changes():
-    sums, rng = replay.Sums(1000), np.random.default_rng(0)
+    sums, rng = replay.SumTree(1000), np.random.default_rng(0)
     for _ in range(1000):
         sums.set(rng.integers(1000, size=100), rng.random(100) * 10.0 ** rng.integers(-8, 8))
     padded = np.pad(sums.weights[:1000], (0, 24))
