@@ -1,5 +1,6 @@
 """MILI: equations 1 to 3 and algorithm 1 word by word; what is kept; bad input."""
 
+import csv
 import json
 import math
 import re
@@ -19,6 +20,10 @@ from tests.test_train import assert_same, columns
 
 TASKS, FRAMES = 8, 4
 SEEDS = {"train": 7, "val": 8}
+SHORT = {  # shorter than the preset tiny, which learns to be of some use
+    "updates": 20, "trials": 16, "retrain": 20, "channels": 8, "batch": 4, "lr_end": 1.0,
+    "alpha": 0.0, "robots": 4, "log_every": 10, "eval_every": 20,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +56,7 @@ def demos(tmp_path_factory, few_tasks):
 @pytest.fixture
 def config(demos):
     def make(**changes):
-        return tiny(mili, **{"demos": str(demos)} | changes)
+        return tiny(mili, **SHORT | {"demos": str(demos)} | changes)
 
     return make
 
@@ -1038,7 +1043,9 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}  # all are useful
     all_of_use = lambda *args, **back: [mark(trial) for trial in attempt(*args, **back)]
     monkeypatch.setattr(mili, "rollout", all_of_use)
-    flags = ["mili", "--preset", "tiny", "--demos", str(demos), "--eval_every", "1000"]
+    short = SHORT | {"eval_every": 1000}
+    short = [word for name, value in short.items() for word in (f"--{name}", str(value))]
+    flags = ["mili", "--preset", "tiny", *short, "--demos", str(demos)]
     two = ["--rounds", "2"]
 
     def no_pictures(*_):
@@ -1074,6 +1081,17 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     train.main(["mili", "--resume", str(out)])
     assert json.loads((out / "results.json").read_text()) == results
     assert columns(out)[-1] == columns(tmp_path / "parts")[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_who_tries_the_preset_tiny_sees_trials_of_use_and_pairs(demos, tmp_path, seed):
+    flags = ["--preset", "tiny", "--seed", str(seed), "--demos", str(demos)]
+    train.main(["mili", *flags, "--out", str(tmp_path / "run")])
+    with open(tmp_path / "run/metrics.csv") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["useful"]) > 0.02
+    assert float(last["pairs"]) > 1
 
 
 def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
