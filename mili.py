@@ -113,13 +113,13 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "alpha": ("α: cosine above which trials are paired; 0: best on validation tasks",)
     + (0.3, 0.0, 0.9),
     "retrain": ("updates on demonstrations and trials, after each round", 100, 2_500, 5_000),
-    "share": ("fraction of a batch that is trials, then", 0.5, 0.5, 0.5),
+    "share": ("fraction of a batch that is trials, after a round", 0.5, 0.5, 0.5),
     "memory_gb": ("memory for trials' images; trials beyond it are left out",) + (1.0, 6.0, 32.0),
     "actors": ("processes that try and render; 0: one process does all in turn", 0, 2, 16),
     "robots": ("robots of each actor that try at once", 12, 50, 50),
     "seed": ("random seed of training and trials", 0, 0, 0),
-    "device": ("of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
-    "threads": ("of the learner on a cpu", 1, 2, 2),
+    "device": ("device of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
+    "threads": ("threads of the learner on a cpu", 1, 2, 2),
     "log_every": ("updates or trials between rows of metrics.csv", 20, 200, 1_000),
     "eval_every": ("updates or trials between evaluations", 200, 2_000, 1_000),
     "eval_episodes": ("episodes of each validation task in an evaluation", 1, 1, 1),
@@ -950,7 +950,7 @@ class Run:
         if config.augment == "yes":
             mix_scenery(batch, empty_table(config.size), rng)
             mirror_and_recolour(batch, rng)
-        batch["hand"] = to_image(config.size, batch["pose"][..., :3])
+        batch["hand"] = to_image(config.size, batch["pose"][..., :3])  # as seen: before noise
         add_noise(batch, rng)
         rotate_crops(batch, rng)
         self.agent.anneal(progress)

@@ -177,7 +177,7 @@ class SumTree:
     """Samples slots in proportion to their weights: a sum tree of two wide levels.
 
     Blocks of 64 weights keep their sum. A draw finds its block in the cumulative sums, then its
-    slot within the block. SumTree are always recomputed, so that no rounding error accumulates.
+    slot within the block. Sums are always recomputed, so that no rounding error accumulates.
     """
 
     WIDTH = 64

@@ -177,6 +177,11 @@ def loop(run, folder, log, config, stop, clock):
     """Rounds of acting and learning, with rows, evaluations and checkpoints when due."""
     saved, minutes, shown = time.monotonic(), config.minutes, {}
     names = ALGORITHMS[config.algorithm].SHOWN | {"updates_per_s": "updates/s"}
+
+    def keep():
+        log.seconds = log.before + time.monotonic() - clock
+        save(folder, run, log)
+
     with Bar(run) as bar:
         while True:
             now = time.monotonic()
@@ -193,11 +198,9 @@ def loop(run, folder, log, config, stop, clock):
             if told:
                 tqdm.write(told)
             if now - saved > 60 * config.save_minutes:
-                log.seconds = log.before + now - clock
-                save(folder, run, log)
+                keep()
                 saved = time.monotonic()
-    log.seconds = log.before + time.monotonic() - clock
-    save(folder, run, log)
+    keep()
 
 
 class Bar:

@@ -50,10 +50,9 @@ LONGER = "--steps 800000 --eval_every 40000"
 EYES = "--obs pixels --size 48 --dial"
 NETWORKS = {"impala": "small (IMPALA)", "large_without_norm": "large",
             "large": "large, instance normalisation"}  # fmt: skip
-POLICIES = {"d4pg": "D4PG", "d4pg_curriculum": "D4PG + curriculum", "d4pgfd": "D4PGfD",
-            "metamimic": "MetaMimic", "metamimic_curriculum": "MetaMimic + curriculum"}  # fmt: skip
-COLOURS = {"d4pg": "C2", "d4pg_curriculum": "C4", "d4pgfd": "C3",
-           "metamimic": "C0", "metamimic_curriculum": "C1"}  # fmt: skip
+POLICIES = {"d4pg": ("D4PG", "C2"), "d4pg_curriculum": ("D4PG + curriculum", "C4"),
+            "d4pgfd": ("D4PGfD", "C3"), "metamimic": ("MetaMimic", "C0"),
+            "metamimic_curriculum": ("MetaMimic + curriculum", "C1")}  # fmt: skip
 RUNS = {  # figure: {name: command of train.py}
     "default": {"default": "metamimic"},
     "fig5": {
@@ -173,10 +172,10 @@ def draw_fig7(_):
 def draw_fig8(reward):
     figure, axis = plt.subplots(figsize=(7, 4.5))
     axis.axhline(1, color="gray", label="demonstrations (A)")
-    for name, label in POLICIES.items():
-        run, column, _ = CLAIMS[f"{name}_ratio"]
+    for name, (label, colour) in POLICIES.items():
+        _, column, _ = CLAIMS[f"{name}_ratio"]
         scale = 1 / reward if column == "eval_return" else 1
-        plot(axis, read(run)[1], "steps", column, label, COLOURS[name], scale)
+        plot(axis, read(name)[1], "steps", column, label, colour, scale)
     axis.set(
         xlabel="environment steps, millions", ylabel="task reward, part of A's", ylim=(0, None)
     )
@@ -271,7 +270,7 @@ def tables(found):
     sizes.append(["the paper", paper("fig5_500_train"), paper("fig5_500_val")])
     networks = [[text, *cells(*(f"fig6_{name}_{what}" for what in ("val", "seen", "body")))]
                 for name, text in NETWORKS.items()]  # fmt: skip
-    ratios = {f"{name}_ratio": text for name, text in POLICIES.items()}
+    ratios = {f"{name}_ratio": text for name, (text, _) in POLICIES.items()}
     policies = [[text, paper(name), *cells(name)] for name, text in ratios.items()]
     reach = [f"pixels_reach_{what}" for what in ("train_ratio", "val_ratio", "val_reward")]
     eyes = [["images", *cells(*reach)],
