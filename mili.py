@@ -21,11 +21,12 @@ Departures from the paper, and what it leaves open:
     good where staying is only slightly likelier than moving.
  4. The policy also predicts whether it is done (the last two frames of a demonstration), as its
     authors' published code can: a trial ends five steps after that, or after 50 steps.
- 5. Tasks of the same family with the same objects are one task, even in different scenes.
+ 5. Which trials show the same task, for the oracle and to tell how many pairs are right: those of
+    the same family with the same objects, even in different scenes.
  6. After trials, half of a batch is pairs of demonstrations, half pairs of trials: any trial with
     partners and one of its eight most similar (eq. 2 has any pair), as more of these are right.
     L_c is still trained, on the demonstrations, so that the next round has an embedding to pair
-    with (line 24 has eq. 2 alone).
+    with (line 24 has eq. 2 alone).  That round pairs all trials anew (line 21 keeps old pairs).
  7. α maximises the F1 of pairing validation demonstrations, as if these were of --tasks tasks: the
     more tasks, the more pairs are wrong.  Trials achieve yet other tasks, so that more of their
     pairs are wrong than this predicts.  --alpha 0.9 is the paper's.
@@ -35,7 +36,7 @@ Departures from the paper, and what it leaves open:
     moved ahead of it.  In the second, given what the first found, three find where the gripper is
     5 steps later, where it next comes down, and where it ends: a push begins behind one object as
     seen from another, where the image shows nothing.  Keypoints are positions on the table relative
-    to the gripper, as the camera's pose is known.  Third, from a crop around the next landing, as
+    to the gripper, as the camera's pose is known.  From a crop around the next landing, as
     if seen from above, the exact landing and the gripper's yaw there are predicted, without the
     pose, which the network would learn to rely on.  In training, half of these crops are rotated.
     The mixture's yaw is relative to a turn towards the predicted one.  f learns to find the
@@ -48,6 +49,7 @@ Departures from the paper, and what it leaves open:
     Later frames look like earlier ones: robots stopped above a button that they had not pressed
     yet, and half of a push's trial came after the push, as the robot did not know it was done.
     Four steps after a place are kept: fingers just opened still touch, and may have to withdraw.
+    So the world tells more of a trial than F's yes or no: when all was done, and if it was a place.
 11. Training poses are noisy; actions are exact, and so is the yaw that turns are relative to: the
     policy learns to correct for being a centimetre off.  Its input also has the finger angle's last
     change and its difference from the command: are the fingers closing, open, or holding something?
@@ -62,11 +64,11 @@ Departures from the paper, and what it leaves open:
 15. Half of the trials (--elsewhere) begin in scenes of other tasks than the demonstrated one, as
     section IV-B has "new scenes"; algorithm 1, line 12, has the task's own.
 16. Meta-imitation is the policy before its trials; behaviour cloning is the same without f(d).
-    Both have eq. 3 and departures 4, 8, 9 and 11, the paper's only eq. 2 and eq. 1.  `longer` in
-    figures/mili.py measures what as many further updates on demonstrations alone gain: the rest is
-    due to trials.
+    Both have eq. 3 and all departures that are not about trials; the paper's have eq. 2 and eq. 1.
+    `longer` in figures/mili.py measures what as many further updates on demonstrations alone gain:
+    the rest is due to trials.
 17. Adam's step size falls to --lr_end of its initial value, gradients are clipped to norm 10, and
-    each training phase begins with a new Adam.
+    each training phase goes on from the networks of the one before, with a new Adam.
 """
 
 import json
@@ -85,10 +87,12 @@ import env
 import networks
 import replay
 
-FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
+# name: (what it is; values in the presets tiny, classroom, paper).  Of the last, frames, channels,
+# components, batch, lr and updates are its authors' published code's; the paper does not tell them.
+FLAGS = {
     "demos": ("folder of demonstrations", "demos", "demos", "demos"),
     "method": (
-        "mili; meta: no trials; bc: nor a demonstration; oracle, random: how trials are paired",
+        "mili; meta: no trials; bc: nor is the policy shown anything; oracle, random: other pairs",
     )
     + ("mili", "mili", "mili"),
     "start": ("a run whose first policy and first round of trials to reuse", "", "", ""),
@@ -97,7 +101,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "size": ("side of images, in pixels", 32, 48, 100),
     "frames": ("frames of an episode that f sees and that are cloned", 4, 8, 40),
     "channels": ("channels of the convolutions", 16, 32, 32),
-    "components": ("K: Gaussians of the mixture; authors' code: 1 to 20", 2, 10, 20),
+    "components": ("K: Gaussians of the mixture", 2, 10, 20),
     "half": ("convolutions in bfloat16; auto: where faster", "no", "auto", "auto"),
     "batch": ("pairs of episodes in a batch", 8, 24, 8),
     "augment": ("augment training images, departure 9: yes, or no as in the paper",)
@@ -105,7 +109,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "lr": ("learning rate", 1e-3, 1e-3, 5e-4),
     "lr_end": ("final learning rate of each training phase over the initial one", 0.05, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
-    "updates": ("updates on demonstrations alone (paper: authors' code)", 500, 3_000, 5_000),
+    "updates": ("updates on demonstrations alone", 500, 3_000, 5_000),
     "rounds": ("rounds of trials", 1, 1, 1),
     "trials": ("B: tries a round, in whole chunks of --robots times --tries", 144, 6_000, 60_000),
     "tries": ("tries of a robot in a row, until one is useful", 1, 3, 1),
@@ -765,14 +769,22 @@ def save_trials(path, trials):
     env.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
-def load_trials(path):
-    """A chunk's trials; None if the file is missing or damaged."""
+def read_arrays(path):
+    """A file's arrays; None if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            rows = dict(file)
+            return dict(file)
+    except (MemoryError, PermissionError):  # not the file's fault
+        raise
     except Exception:  # numpy raises all kinds on damaged files
         return None
-    trials, end = [], 0
+
+
+def load_trials(path):
+    """A chunk's trials; None if the file is missing or damaged."""
+    rows, trials, end = read_arrays(path), [], 0
+    if rows is None:
+        return None
     for k, steps in enumerate(rows["length"]):
         begin, end = end, end + steps
         trials.append({"states": rows["states"][begin + k : end + k + 1],
@@ -832,10 +844,9 @@ def pair(method, f, what, alpha, rng, block=1024):
         good_kept += (np.take_along_axis(same, drawn, 1) & (chosen >= 0)).sum()
         drawn = np.where(chosen >= 0, drawn, -1)
         partners[rows] = -np.sort(-drawn, 1)
-    kept = (partners >= 0).sum()
     return partners, {"pairs": found // 2, "precision": right / max(found, 1),
                       "recall": right / max(alike, 1),
-                      "kept_precision": good_kept / max(kept, 1)}  # fmt: skip
+                      "kept_precision": good_kept / max((partners >= 0).sum(), 1)}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------
@@ -934,7 +945,6 @@ class Run:
         if self.steps == self.config.updates:
             self.meta = self.agent.weights()
             env.write_atomically(self.folder / "meta.npy", lambda file: np.save(file, self.meta))
-        return None
 
     def learn(self, iteration, progress):
         """One update, on pairs of demonstrations and, after trials, pairs of trials."""
@@ -976,6 +986,11 @@ class Run:
         theirs = iteration == 1 and self.config.start
         return Path(self.config.start if theirs else self.folder) / "trials" / str(iteration)
 
+    def trials_stay(self):
+        """Advice for who begins again with other flags."""
+        source = self.config.start or self.folder
+        return f"the first round's trials stay, --start {source} takes them over"
+
     def collect(self, iteration, length, done):
         """Let the actors collect trials for a moment."""
         config, folder = self.config, self.trials_folder(iteration)
@@ -997,7 +1012,6 @@ class Run:
             self.facts["useful"] = useful / tried
         if self.steps - before == length:
             self.close()
-        return None
 
     def read_trials(self, iteration):
         """R, newest round first, cut to what --memory_gb holds; numbers of useful and all tries."""
@@ -1013,8 +1027,8 @@ class Run:
                   "a run that learns longer (--updates) or tries more (--trials)")  # fmt: skip
         ends = np.cumsum([len(t["states"]) for t in trials])
         kept = int((ends * 3 * config.size**2 <= self.budget).sum())
-        stay = f"the trials stay, --start {self.folder} takes them over"
-        env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials; raise it: {stay}")
+        short = f"--memory_gb {config.memory_gb} holds {kept} trials; raise it"
+        env.check(kept > 1, f"{short}: {self.trials_stay()}")
         return [without_waiting(trial) for trial in trials[:kept]], len(trials), tried
 
     def find_pairs(self, iteration):
@@ -1034,12 +1048,11 @@ class Run:
         advice = "no two trials have a task in common: begin a run that tries more (--trials)"
         if config.method == "mili":
             advice = f"no two trials are more alike than α = {alpha:.2f}, the most alike of the "
-            advice += f"first have {best:.2f}: lower --alpha; --start {self.folder} takes them over"
+            advice += f"first have {best:.2f}: lower --alpha; {self.trials_stay()}"
         env.check(worth["pairs"] > 0, advice)
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
         path = self.folder / f"pairs{iteration}.npz"
-        rows = {"partners": self.partners, "f": f}
-        env.write_atomically(path, lambda file: np.savez_compressed(file, **rows))
+        env.write_atomically(path, lambda file: np.savez_compressed(file, partners=self.partners))
         self.steps += 1
         by = f"α = {alpha:.2f}" if config.method == "mili" else config.method
         return (
@@ -1053,9 +1066,11 @@ class Run:
         """Resume with pairs found before."""
         trials, _, _ = self.read_trials(iteration)
         self.trials = Library(self.config, trials, "trials as images")
-        with np.load(self.folder / f"pairs{iteration}.npz", allow_pickle=False) as file:
-            self.partners = file["partners"]
-        same = f"pairs{iteration}.npz is not of these trials; begin a new run"
+        path = self.folder / f"pairs{iteration}.npz"
+        pairs = read_arrays(path)
+        env.check(pairs, f"{path} is missing or damaged: restore it, or begin a new run")
+        self.partners = pairs["partners"]
+        same = f"{path} is not of these trials; begin a new run"
         env.check(len(self.partners) == len(self.trials), same)
 
     # -- how good is it?
@@ -1146,6 +1161,8 @@ def completed(config):
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.share < 1 and config.batch - round(config.share * config.batch) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
+    good = config.batch <= config.tasks
+    env.check(good, f"--batch {config.batch} has a pair of each task: it needs as many --tasks")
     return config
 
 
@@ -1154,16 +1171,18 @@ def first_policy(config):
     try:
         weights = np.load(Path(config.start) / "meta.npy", allow_pickle=False)
         theirs = json.loads((Path(config.start) / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"--start {config.start}: no run that has a first policy") from error
+    tried = theirs.get("method") not in ("meta", "bc")
+    env.check(tried, f"--start {config.start} is a run without trials; leave it out")
     for name in TRIED_WITH:
         same = theirs.get(name) == getattr(config, name)
         env.check(same, f"--start {config.start} has --{name} {theirs.get(name)}; say so here, too")
     return weights
 
 
-TRIED_WITH = ("tasks", "per_task", "size", "frames", "channels", "components", "augment", "updates",
-              "robots", "tries", "elsewhere")  # fmt: skip
+TRIED_WITH = ("seed", "tasks", "per_task", "size", "frames", "channels", "components", "augment",
+              "updates", "robots", "tries", "elsewhere")  # fmt: skip
 
 
 def make_missing(config):

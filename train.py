@@ -162,6 +162,7 @@ def work(run, folder, config, resume, tensorboard, stop):
             flag = "rounds" if config.algorithm == "mili" else "steps"
             advice = f"raise --{flag} to go on, or: python train.py eval {folder}"
             raise ValueError(f"--{flag} {getattr(config, flag)} are taken; {advice}")
+        (folder / "results.json").unlink(missing_ok=True)  # of an earlier end
         text = json.dumps(vars(config), indent=1)
         env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
         log = Log(folder, tensorboard, state)

@@ -32,6 +32,7 @@ def test_what_is_in_a_test_task_is_in_no_other():
         buttons[split] = {b for scene in mine for b in scene.buttons}
     for kind in (objects, buttons):
         assert not kind["test"] & (kind["train"] | kind["val"])
+        assert not kind["val"] & kind["train"]
 
 
 def test_kitchenware_is_many_and_various():

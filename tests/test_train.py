@@ -185,6 +185,18 @@ def test_the_last_two_checkpoints_stay(tmp_path):
     assert names == ["step000000000116.pt", "step000000000120.pt"]
 
 
+def test_results_of_an_earlier_end_do_not_outlive_it(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    train.main([*TINY, "--steps", "120", "--out", str(folder)])
+    assert (folder / "results.json").exists()
+    monkeypatch.setattr(train, "report", lambda *_: None)  # killed before it could tell
+    train.main(["d4pg", "--resume", str(folder), "--steps", "124"])
+    assert not (folder / "results.json").exists()
+    monkeypatch.undo()
+    train.main(["d4pg", "--resume", str(folder)])
+    assert (folder / "results.json").exists()
+
+
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(tmp_path, capsys):
     folder = tmp_path / "run"
     train.main([*TINY, "--save_minutes", "0", "--steps", "400", "--out", str(folder)])
