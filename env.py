@@ -29,6 +29,7 @@ Departures from the papers, and what they leave open:
 
 import copy
 import functools
+import importlib
 import io
 import json
 import math
@@ -53,6 +54,14 @@ def check(condition, message):
     """Raise a ValueError unless `condition`; `message` says what is wrong and what was expected."""
     if not condition:
         raise ValueError(message)
+
+
+def need(module, advice):
+    """Import a module that may not be installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImportError(advice) from None
 
 
 def whole(name, value, low, high):
@@ -191,10 +200,7 @@ class Camera:
 
 
 class Physics:
-    """n simulations of a model on one thread, with their states, seeds and clocks.
-
-    `ids` selects simulations by sorted integers; None or slice(None) selects all.
-    """
+    """n simulations of a model on one thread, with their states, seeds and clocks."""
 
     def __init__(self, model, n, seed, rate, substeps):
         self.n, self.seed = whole("n", n, 1, 100_000), whole("seed", seed, 0, 2**32 - 1)
@@ -214,7 +220,7 @@ class Physics:
         ids = np.atleast_1d(np.asarray(ids, bool if np.size(ids) == 0 else None))
         mask = ids.dtype == bool and len(ids) in (0, self.n)
         ids = np.flatnonzero(ids) if mask else ids
-        good = ids.ndim == 1 and ids.dtype.kind in "iu" and (np.diff(ids) > 0).all()
+        good = ids.ndim == 1 and ids.dtype.kind in "iu" and (ids[1:] > ids[:-1]).all()
         good = good and ((ids >= 0) & (ids < self.n)).all()
         check(good, f"ids are {ids}; expected sorted numbers from 0 to {self.n - 1}, each once")
         return ids
@@ -269,8 +275,7 @@ def check_states(states, k, size, free):
 
     `free`: the columns in which the free joints' quaternions begin.
     """
-    states = np.asarray(states, np.float64)
-    expected = (k, size)
+    states, expected = np.asarray(states, np.float64), (k, size)
     check(states.shape == expected, f"states have shape {states.shape}, expected {expected}")
     check(np.isfinite(states).all(), "states hold a NaN or an infinity")
     check((states[:, 0] >= 0).all(), "states hold a time before the start of the episode")
@@ -373,17 +378,12 @@ class Stack:
         states = np.zeros((len(ids), self.state_size))
         for state, rng in zip(states, self.physics.begin(ids), strict=True):
             state[1:10] = self.HOME + rng.uniform(-0.05, 0.05, 9)
-            state[10:24] = self._place_blocks(rng).ravel()
+            xy = np.zeros((2, 2))
+            while np.linalg.norm(xy[0] - xy[1]) < 0.09:  # so that fingers fit between
+                xy = rng.uniform(-0.08, 0.08, (2, 2))
+            turns = quaternion(rng.uniform(-np.pi, np.pi, 2))
+            state[10:24] = np.concatenate([xy, np.full((2, 1), HALF), turns], 1).ravel()
         return self.set_state(states, ids)
-
-    @staticmethod
-    def _place_blocks(rng):
-        """Two poses on the table, at least 9 cm apart, so that fingers fit between.  [2, 7]"""
-        places = np.zeros((2, 2))
-        while np.linalg.norm(places[0] - places[1]) < 0.09:
-            places = rng.uniform(-0.08, 0.08, (2, 2))
-        turns = quaternion(rng.uniform(-np.pi, np.pi, 2))
-        return np.concatenate([places, np.full((2, 1), HALF), turns], 1)
 
     # -- observations
 
@@ -394,16 +394,9 @@ class Stack:
         """Ground-truth features; FEATURES names their columns.  [k, 51] float32"""
         (a, a_turn, _), (b, b_turn, _) = self.block_a, self.block_b
         pinch, a, b = self.pinch[ids], a[ids], b[ids]
-        parts = [
-            self.body(ids),
-            a,
-            a_turn[ids].reshape(-1, 3, 3)[:, :, :2].reshape(-1, 6),
-            b,
-            b_turn[ids].reshape(-1, 3, 3)[:, :, :2].reshape(-1, 6),
-            a - pinch,
-            b - pinch,
-            b - a,
-        ]
+        two_columns = lambda turn: turn[ids].reshape(-1, 3, 3)[:, :, :2].reshape(-1, 6)
+        parts = (self.body(ids), a, two_columns(a_turn), b, two_columns(b_turn))
+        parts += (a - pinch, b - pinch, b - a)
         return np.concatenate(parts, 1, dtype=np.float32, casting="same_kind")
 
     def body(self, ids=slice(None)):
@@ -457,27 +450,18 @@ class Stack:
 # The people who demonstrate stacking
 # --------------------------------------------------------------------------------------------
 
-PEOPLE = {  # pairs are ranges, from which each episode draws
-    "A": {  # brisk: approaches low from the right, one grip, a steady hand
-        "side": (-20, 60),  # direction from the block to the first waypoint, degrees
-        "reach": (0.05, 0.09),  # its horizontal distance from the block, m
-        "arc": (0.05, 0.08),  # height of approach and lift, m
-        "speed": (0.085, 0.27),  # m/s
-        "care": (0.031, 0.1),  # speed near the blocks, m/s
-        "pause": (0, 5),  # steps of hesitation
-        "regrip": 0.05,  # probability of a second grip
-        "tremor": 0.003,  # scale of velocity noise, m/s
-    },
-    "B": {  # careful: approaches high from the left, hesitates, often regrips, trembles
-        "side": (150, 240),
-        "reach": (0.07, 0.12),
-        "arc": (0.08, 0.12),
-        "speed": (0.11, 0.28),
-        "care": (0.05, 0.12),
-        "pause": (0, 6),
-        "regrip": 0.4,
-        "tremor": 0.008,
-    },
+# A is brisk: approaches low from the right, one grip, a steady hand.  B is careful: approaches high
+# from the left, hesitates, often regrips, trembles.
+PEOPLE = ("A", "B")
+STYLES = {  # of each; pairs are ranges, from which each episode draws
+    "side": ((-20, 60), (150, 240)),  # direction from the block to the first waypoint, degrees
+    "reach": ((0.05, 0.09), (0.07, 0.12)),  # its horizontal distance from the block, m
+    "arc": ((0.05, 0.08), (0.08, 0.12)),  # height of approach and lift, m
+    "speed": ((0.085, 0.27), (0.11, 0.28)),  # m/s
+    "care": ((0.031, 0.1), (0.05, 0.12)),  # speed near the blocks, m/s
+    "pause": ((0, 5), (0, 6)),  # steps of hesitation
+    "regrip": (0.05, 0.4),  # probability of a second grip
+    "tremor": (0.003, 0.008),  # scale of velocity noise, m/s
 }
 HERE, BLOCK_A, BLOCK_B = 0, 1, 2  # anchors; HERE: where the hand was when the waypoint began
 OPEN, CLOSED = 0.85, 1.5  # finger angles, rad; CLOSED is beyond the joints' range, to keep pressing
@@ -494,8 +478,8 @@ class Person:
     def __init__(self, world, style, seed=0):
         check(isinstance(world, Stack), "a Person stacks blocks: give it a Stack world")
         check(style in PEOPLE, f"style is {style!r}; it is one of {', '.join(PEOPLE)}")
-        self.world, self.style, self.seed = world, PEOPLE[style], seed
-        self.name = list(PEOPLE).index(style)
+        self.world, self.seed, self.name = world, seed, PEOPLE.index(style)
+        self.style = {what: both[self.name] for what, both in STYLES.items()}
         n, self.pace = world.n, max(1, world.horizon / 200) ** 0.95
         self.script = np.zeros((n, 13, 8))
         self.tremor = np.zeros((n, world.horizon + 1, 3))
@@ -530,23 +514,21 @@ class Person:
         x, y = reach * np.cos(np.deg2rad(side)), reach * np.sin(np.deg2rad(side))
         regrip = rng.uniform() < self.style["regrip"]
         grip = round(rng.uniform(7, 11))
-        return np.array(
-            [  # anchor, x, y, z, finger, speed, tolerance, stay
-                [BLOCK_A, x, y, arc, OPEN, fast, 0.02, 0],  # approach from the side
-                [BLOCK_A, 0, 0, 0.06, OPEN, fast, 0.012, pause()],
-                [BLOCK_A, 0, 0, 0.0, OPEN, care, 0.006, pause() // 2],
-                [HERE, 0, 0, 0, CLOSED, care, 1, grip],
-                [HERE, 0, 0, 0, OPEN if regrip else CLOSED, care, 1, 5 if regrip else 0],
-                [HERE, 0, 0, 0, CLOSED, care, 1, grip if regrip else 0],
-                [HERE, 0, 0, arc, CLOSED, fast, 0.02, 0],  # lift
-                [BLOCK_B, x / 2, y / 2, arc + 0.06, CLOSED, fast, 0.03, 0],  # carry
-                [BLOCK_B, 0, 0, 0.075, CLOSED, fast, 0.006, pause()],
-                [BLOCK_B, 0, 0, 0.0505, CLOSED, care, 0.003, pause() // 2],
-                [HERE, 0, 0, 0, OPEN, care, 1, 7],  # let go
-                [HERE, 0, 0, 0.07, OPEN, fast, 0.02, 0],
-                [HERE, x, y, arc / 2, OPEN, fast, 0, np.inf],  # retreat and wait
-            ]
-        )
+        return [  # anchor, x, y, z, finger, speed, tolerance, stay
+            [BLOCK_A, x, y, arc, OPEN, fast, 0.02, 0],  # approach from the side
+            [BLOCK_A, 0, 0, 0.06, OPEN, fast, 0.012, pause()],
+            [BLOCK_A, 0, 0, 0.0, OPEN, care, 0.006, pause() // 2],
+            [HERE, 0, 0, 0, CLOSED, care, 1, grip],
+            [HERE, 0, 0, 0, OPEN if regrip else CLOSED, care, 1, 5 if regrip else 0],
+            [HERE, 0, 0, 0, CLOSED, care, 1, grip if regrip else 0],
+            [HERE, 0, 0, arc, CLOSED, fast, 0.02, 0],  # lift
+            [BLOCK_B, x / 2, y / 2, arc + 0.06, CLOSED, fast, 0.03, 0],  # carry
+            [BLOCK_B, 0, 0, 0.075, CLOSED, fast, 0.006, pause()],
+            [BLOCK_B, 0, 0, 0.0505, CLOSED, care, 0.003, pause() // 2],
+            [HERE, 0, 0, 0, OPEN, care, 1, 7],  # let go
+            [HERE, 0, 0, 0.07, OPEN, fast, 0.02, 0],
+            [HERE, x, y, arc / 2, OPEN, fast, 0, np.inf],  # retreat and wait
+        ]
 
     def _choose_yaw(self, ids):
         """Choose yaws that align hand and block: with room for the fingers, then the nearest."""
@@ -700,9 +682,8 @@ def make_piece(model, kind, size, proportion, colour):
     for site in np.flatnonzero(model.site_bodyid == body):
         position = model.site_pos[site] * scale
         if model.site_type[site] == Shape.mjGEOM_BOX:
-            quat = model.site_quat[site]
-            turn = 2 * np.arctan2(quat[3], quat[0])
-            grasp = (*position, turn, size * model.site_size[site, 0])
+            cos, _, _, sin = model.site_quat[site]  # of half the angle
+            grasp = (*position, 2 * np.arctan2(sin, cos), size * model.site_size[site, 0])
         else:
             room, floor = model.site_size[site, 0] * size, position[2]
     return Piece(kind, shapes, grasp, room, floor, np.array(circles))
@@ -755,8 +736,7 @@ def scene_model(number):
     """The model of a scene: kitchen.xml with the scene's pieces and buttons."""
     scene = scenes()[number]
     spec = mujoco.MjSpec.from_file(str(ASSETS / "kitchen.xml"))
-    for i, piece in enumerate(scene.objects):
-        piece = kitchenware()[piece]
+    for i, piece in enumerate(kitchenware()[o] for o in scene.objects):
         for geom in spec.body(f"object_{i}").geoms[len(piece.shapes) :]:
             geom.size, geom.rgba, geom.mass = [0.001] * 3, [0] * 4, 0
             geom.contype, geom.conaffinity = 8, 0  # inert; kept, as model sizes must agree
@@ -813,6 +793,7 @@ class Kitchen:
         self.place = bind("xpos")[:, first : first + 3]  # objects' positions  [n, 3, 3]
         self.turn = bind("xmat")[:, first : first + 3]
         self.contacts = bind("sensordata").reshape(n, 5, 3, 2)  # count, distance
+        self.buttons = self.physics.mocap  # their positions  [n, 2, 3]
         self.reset(tasks=tasks_of("train")[:1] * n if tasks is None else tasks)
 
     # -- state
@@ -844,11 +825,9 @@ class Kitchen:
             xy, yaw = arrange(self.tasks[i].scene, rng)
             pose = (self.HOME + rng.uniform(-0.02, 0.02, 7)) * self.JAW
             state[1:9] = [*pose, pose[6]]
-            objects = np.concatenate([xy[:3], np.zeros((3, 1)), quaternion(yaw)], 1)
-            state[9:30] = objects.ravel()
-            mocap = np.concatenate([xy[3:], np.zeros((2, 1))], 1)
-            state[self.physics.motion : -MEMORY] = mocap.ravel()
-            state[-MEMORY:-9] = objects[:, :3].ravel()
+            state[9:30] = np.concatenate([xy[:3], np.zeros((3, 1)), quaternion(yaw)], 1).ravel()
+            state[self.physics.motion : -MEMORY].reshape(2, 3)[:, :2] = xy[3:]
+            state[-MEMORY:-9].reshape(3, 3)[:, :2] = xy[:3]
             state[-1] = self.tasks[i].scene
         return self.set_state(states, ids)
 
@@ -871,15 +850,12 @@ class Kitchen:
         count, distance = np.moveaxis(self.contacts[ids], -1, 0)
         return (count > 0) & (distance < 1e-3)
 
-    def buttons(self):
-        return self.physics.mocap  # [n, 2, 3]
-
     def features(self, ids=slice(None)):
         """Ground-truth features.  [k, 51] float32"""
         tool = self.physics.qpos[ids, None, :3]
         place, turn = self.place[ids], self.turn[ids].reshape(-1, 3, 3, 3)[..., :2]
         caps = self.physics.qpos[ids, 29:]
-        parts = (place, turn, place - tool, self.buttons()[ids] - tool, caps)
+        parts = (place, turn, place - tool, self.buttons[ids] - tool, caps)
         flat = [part.reshape(len(place), math.prod(part.shape[1:])) for part in parts]
         return np.concatenate([self.pose(ids), *flat], 1, dtype=np.float32, casting="same_kind")
 
@@ -931,10 +907,8 @@ class Kitchen:
         moved = np.linalg.norm((place - start)[:, :, :2], axis=2)
         velocity = self.physics.qvel[ids, 8:26].reshape(-1, 3, 6)
         still = np.linalg.norm(velocity[:, :, :3], axis=2) < 0.05
-        room = np.array([
-            [kitchenware()[o].room for o in scenes()[self.tasks[i].scene].objects]
-            for i in np.arange(self.n)[ids]
-        ]).reshape(-1, 3)  # fmt: skip
+        objects = (o for i in np.arange(self.n)[ids] for o in scenes()[self.tasks[i].scene].objects)
+        room = np.array([kitchenware()[o].room for o in objects]).reshape(-1, 3)
         slots = [*(self.depth[ids] > self.DEPTH).T]
         free = ~table & ~(touch @ np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], bool))
         slots += [*(left & right & free & (place[:, :, 2] - start[:, :, 2] > 0.05)).T]
@@ -1054,8 +1028,7 @@ class Operator:
 
     def __init__(self, world, seed=0):
         check(isinstance(world, Kitchen), "an Operator does kitchen tasks: give it a Kitchen")
-        self.world, self.seed = world, seed
-        n = world.n
+        self.world, self.seed, n = world, seed, world.n
         self.script = np.zeros((n, 9, 8))  # anchor, x, y, z, finger angle, speed, tolerance, stay
         self.phase, self.frames, self.fingers = np.zeros(n, int), np.zeros(n, int), np.zeros(n)
         self.entry, self.yaw, self.way = np.zeros((n, 3)), np.zeros(n), np.zeros((n, 3))
@@ -1142,11 +1115,10 @@ class Operator:
         world, robots = self.world, np.arange(self.world.n)
         tool = world.physics.qpos[:, :3]
         anchor, x, y, z = self.script[robots, self.phase, :4].T
-        press = np.array([slot[0] == "press" for slot in self.slot])
-        first = np.array([slot[1] for slot in self.slot])
-        last = np.array([slot[-1] for slot in self.slot])
+        which = [(slot[0] == "press", slot[1], slot[-1]) for slot in self.slot]
+        press, first, last = np.array(which).T
         a, b = world.place[robots, first], world.place[robots, last]
-        a = np.where(press[:, None], world.buttons()[robots, np.minimum(first, 1)], a)
+        a = np.where(press[:, None], world.buttons[robots, np.minimum(first, 1)], a)
         ahead = a + 0.06 * self.way
         bases = np.stack([self.entry, a, b + tool - a, ahead])  # by anchor
         goal = bases[anchor.astype(int), robots] + np.stack([x, y, z], 1)
@@ -1302,20 +1274,15 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
     whole("count", count, 1, 9999)
     makers = list(PEOPLE) if world == "stack" else list(SPLITS)
     check(by in makers, f"by is {by!r}; it is one of {', '.join(makers)}")
-    if world == "stack":  # number (for the seed): files that are made together
-        chunks = {
-            k: [f"{d:04d}.npz" for d in range(k, min(k + 25, count))] for k in range(0, count, 25)
-        }
+    if world == "stack":
+        names, size = {k: f"{k:04d}.npz" for k in range(count)}, 25
     else:
-        tasks = range(len(tasks_of(by)))
-        chunks = {
-            (1000 * k + first): [f"{t:03d}_{k}.npz" for t in tasks[first : first + 40]]
-            for k in range(count)
-            for first in tasks[::40]
-        }
-    jobs = []
-    for number, names in chunks.items():
-        paths = [Path(folder) / name for name in names]
+        tasks, size = range(len(tasks_of(by))), 40
+        names = {1000 * k + t: f"{t:03d}_{k}.npz" for k in range(count) for t in tasks}
+    chunks, jobs = {}, []  # number of the first (for the seed): files that are made together
+    for number, name in names.items():
+        chunks.setdefault(number - number % size, []).append(Path(folder) / name)
+    for number, paths in chunks.items():
         mine = np.random.SeedSequence((seed, len(makers), makers.index(by), number))
         mine = int(mine.generate_state(1)[0])
         there = [path for path in paths if path.exists()]
@@ -1351,49 +1318,33 @@ def _demonstrate(job):
         demonstrator, by = Operator(world, seed), "operator"
     todo = np.array([not path.exists() for path in paths])
     for _ in range(50):
-        recording, going = Recording(world), todo.copy()
+        rows, going, told = [], todo.copy(), (None, None, None)
         for t in range(world.horizon + 1):
-            actions = demonstrator.act()
+            rows.append((world.get_state(), *told, world.features(), world.body()))
+            actions = np.float32(demonstrator.act())  # as files store them
             ended = demonstrator.ended & going
             going &= ~ended
             kept = ended & (name == "stack" or world.succeeded())
             for i in np.flatnonzero(kept):
-                save_demo(paths[i], recording.cut(i, t), name, seed, by, tasks[i])
+                save_demo(paths[i], of_robot(i, rows), name, seed, by, tasks[i])
             todo &= ~kept
             if t < world.horizon:
-                recording.step(actions)
+                _, reward, _, last = world.step(actions)
+                told = actions, reward, last
         if not todo.any():
             return
         world.reset()
     raise RuntimeError(f"{paths[np.flatnonzero(todo)[0]]}: not done in 50 attempts")
 
 
-class Recording:
-    """Records what all robots of a world observe and do; `cut` makes a demonstration of it."""
-
-    def __init__(self, world):
-        self.world, self.rows = world, {key: [] for key in ARRAYS}
-        self._see()
-
-    def _see(self):
-        self.rows["states"].append(self.world.get_state())
-        self.rows["obs/features"].append(self.world.features())
-        self.rows["obs/body"].append(self.world.body())
-
-    def step(self, actions):
-        """Step the world, with actions rounded to float32, as files store them."""
-        actions = np.float32(actions)
-        _, reward, _, last = self.world.step(actions)
-        for key, value in (("actions", actions), ("rewards", reward), ("dones", last)):
-            self.rows[key].append(value)
-        self._see()
-
-    def cut(self, i, steps):
-        """The arrays of robot i's first `steps` steps."""
-        every = {key: ARRAYS[key][2] + steps for key in ARRAYS}
-        arrays = {key: np.stack([row[i] for row in self.rows[key][: every[key]]]) for key in ARRAYS}
-        arrays["dones"][-1] = True
-        return arrays
+def of_robot(i, rows):
+    """Robot i's demonstration.  What a step told is in the row after it, so not in the first."""
+    arrays = {
+        key: np.stack([row[k][i] for row in rows[1 - extra :]])
+        for k, (key, (_, _, extra)) in enumerate(ARRAYS.items())
+    }
+    arrays["dones"][-1] = True
+    return arrays
 
 
 # --------------------------------------------------------------------------------------------
@@ -1403,11 +1354,8 @@ class Recording:
 
 def gym(world="stack", **options):
     """A gymnasium.Env of one robot: env.gym("kitchen", obs="pixels", tasks=[...])."""
-    try:
-        import gymnasium
-    except ImportError:
-        raise ImportError("env.gym needs gymnasium: pip install gymnasium") from None
     check(world in WORLDS, f"world is {world!r}; it is one of {', '.join(WORLDS)}")
+    gymnasium = need("gymnasium", "env.gym needs gymnasium: pip install gymnasium")
     inner, spaces = WORLDS[world](n=1, **options), gymnasium.spaces
 
     def see(image):
@@ -1436,9 +1384,8 @@ def gym(world="stack", **options):
             return see(inner.reset()), {}
 
         def step(self, action):
-            obs, reward, discount, last = inner.step(np.asarray(action)[None])
-            ended = bool(discount[0] == 0)
-            return see(obs), float(reward[0]), ended, bool(last[0]) and not ended, {}
+            obs, reward, _, last = inner.step(np.asarray(action)[None])
+            return see(obs), float(reward[0]), False, bool(last[0]), {}  # time limits alone
 
         def render(self):
             return inner.pixels()[0]
@@ -1453,29 +1400,22 @@ class Gymnasium:
     """
 
     def __init__(self, name, n=1, seed=0, horizon=None):
-        try:
-            import gymnasium
-        except ImportError:
-            message = f"{name} needs gymnasium: pip install 'gymnasium[mujoco]'"
-            raise ImportError(message) from None
+        gymnasium = need("gymnasium", f"{name} needs gymnasium: pip install 'gymnasium[mujoco]'")
         self.n, self.seed = whole("n", n, 1, 1000), whole("seed", seed, 0, 2**32 - 1)
         try:
             self.envs = [gymnasium.make(name, max_episode_steps=horizon) for _ in range(n)]
         except gymnasium.error.Error as error:
             raise ValueError(f"gymnasium cannot make {name}: {error}") from None
-        space = self.envs[0].action_space
-        boxes = all(isinstance(s, gymnasium.spaces.Box) for s in (space, self._space()))
+        space, look = self.envs[0].action_space, self.envs[0].observation_space
+        boxes = all(isinstance(s, gymnasium.spaces.Box) for s in (space, look))
         check(boxes, f"{name} has other actions or observations than boxes of numbers")
-        good = space.is_bounded() and len(space.shape) == len(self._space().shape) == 1
+        good = space.is_bounded() and len(space.shape) == len(look.shape) == 1
         check(good, f"{name}: expected bounded actions and one row of observations")
         self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
         self.horizon = self.envs[0].spec.max_episode_steps
         check(self.horizon, f"{name} has no time limit; give it one with --horizon")
-        self.episode, self.obs = np.zeros(n, np.int64), np.zeros((n, *self._space().shape), "f4")
+        self.episode, self.obs = np.zeros(n, np.int64), np.zeros((n, *look.shape), "f4")
         self.reset()
-
-    def _space(self):
-        return self.envs[0].observation_space
 
     def observe(self):
         return self.obs.copy()

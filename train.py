@@ -41,8 +41,7 @@ import mili
 
 def demos(args):
     """Demonstration files: in the stack world A's and B's, in the kitchen those of each split."""
-    for flag in ("count", "processes"):
-        value = getattr(args, flag)
+    for flag, value in (("count", args.count), ("processes", args.processes)):
         env.check(value is None or value >= 1, f"--{flag} is {value}; expected 1 or more")
     for by in env.PEOPLE if args.world == "stack" else env.SPLITS:
         folder = env.demo_folder(args.demos, args.world, by, args.horizon)
@@ -108,11 +107,8 @@ def padded(films):
 
 def save_picture(path, films):
     """Films [films, frames, H, W, 3]: side by side as a .gif, or eight frames of each as a .png."""
-    try:
-        from PIL import Image
-    except ImportError:
-        message = "pictures need Pillow, which matplotlib brings: pip install matplotlib"
-        raise ImportError(message) from None
+    advice = "pictures need Pillow, which matplotlib brings: pip install matplotlib"
+    Image = env.need("PIL.Image", advice)
     if path.suffix == ".gif":
         frames = [Image.fromarray(np.concatenate(row, 1)) for row in films.swapaxes(0, 1)]
         rest = {"save_all": True, "append_images": frames[1:], "duration": 100, "loop": 0}
@@ -183,7 +179,7 @@ def loop(run, folder, log, config, stop, clock):
         log.seconds = log.before + time.monotonic() - clock
         save(folder, run, log)
 
-    with Bar(run) as bar:
+    with contextlib.closing(Bar(run)) as bar:
         while True:
             now = time.monotonic()
             ended = run.finished() or 0 < minutes < (now - clock) / 60
@@ -221,10 +217,7 @@ class Bar:
             self.bar = tqdm(desc=phase or None, total=total, initial=done, unit="step", **rest)
         self.bar.update(done - self.bar.n)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
         self.bar.close()
 
 
@@ -241,9 +234,7 @@ def report(folder, config, run, episodes, name="results"):
         draw_curves(folder, config)
         if config.algorithm == "metamimic":
             save_picture(folder / "imitation.gif", film_imitation(config, run))
-            print(
-                f"{folder}/imitation.gif: B's demonstrations, never seen before, above the copies"
-            )
+            print(f"{folder}/imitation.gif: B's demonstrations, never seen, above the copies")
         if config.algorithm == "mili":
             draw_embedding(folder, run)
             save_picture(folder / "rollouts.gif", film_rollouts(run))
@@ -267,10 +258,7 @@ def print_table(table, results, episodes):
 
 def draw_curves(folder, config):
     """Plot what the progress bar shows, over minutes."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("curves need matplotlib: pip install matplotlib") from None
+    plt = env.need("matplotlib.pyplot", "curves need matplotlib: pip install matplotlib")
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     names = ALGORITHMS[config.algorithm].SHOWN
@@ -478,6 +466,7 @@ def open_run(args):
         return SimpleNamespace(**config), folder
     folder = Path(args.resume)
     env.check(args.out is None, "--resume goes on in its own folder; leave out --out")
+    env.check(args.preset is None, "--resume goes on with the run's flags; leave out --preset")
     config, other = read_config(folder, "--resume "), vars(args)
     algorithm = config["algorithm"]
     advice = f"go on with: python train.py {algorithm} --resume {folder}"
@@ -534,11 +523,8 @@ class Stop:
 
 
 def summary_writer():
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ImportError("--tensorboard needs: pip install tensorboard") from None
-    return SummaryWriter
+    advice = "--tensorboard needs: pip install tensorboard"
+    return env.need("torch.utils.tensorboard", advice).SummaryWriter
 
 
 class Log:
@@ -555,9 +541,8 @@ class Log:
         text = "".join(line + "\n" for line in lines)  # drops rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
         self.names = lines[0].split(",") if lines else None
-        self.then, self.latest, self.writer = 0.0, {"steps": 0, "updates": 0}, None
-        if tensorboard:
-            self.writer = tensorboard(folder)
+        self.then, self.latest = 0.0, {"steps": 0, "updates": 0}
+        self.writer = tensorboard(folder) if tensorboard else None
 
     def state(self):
         return {k: getattr(self, k) for k in ("rows", "seconds", "next_row", "next_eval", "last")}
@@ -669,7 +654,8 @@ ALGORITHMS = {"d4pg": d4pg, "metamimic": metamimic, "mili": mili}
 def add_algorithm(commands, name, text):
     """A command with a typed flag for each entry of an algorithm's FLAGS."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, default="classroom", help="all defaults below")
+    text = "all defaults below (classroom)"
+    parser.add_argument("--preset", choices=PRESETS, help=text)
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN", help="continue this run")
     parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard")
@@ -689,7 +675,7 @@ def fill(args, flags):
     args.given = {name for name, value in vars(args).items() if value is not None}
     for flag, (_, *values) in flags.items():
         if flag not in args.given:
-            setattr(args, flag, values[PRESETS.index(args.preset)])
+            setattr(args, flag, values[PRESETS.index(args.preset or "classroom")])
     for flag, (_, value) in RUN_FLAGS.items():
         if flag not in args.given:
             setattr(args, flag, value)
@@ -702,21 +688,23 @@ def parse(argv=None):
         description="MetaMimic and MILI in seven readable files.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    worlds = argparse.ArgumentParser(add_help=False)
-    add = worlds.add_argument
-    choices = list(env.WORLDS)
-    add("--world", choices=choices, default="stack", help="stack: MetaMimic's; kitchen: MILI's")
-    add("--demos", default="demos", metavar="DIR", help="folder of demonstration files")
-    add("--count", type=int, metavar="N",
-        help="demonstrations of each person (500) or kitchen task (paper: 4)")  # fmt: skip
-    add("--horizon", type=int, default=200, metavar="T",
-        help="steps of a stacking episode (paper: some 600)")  # fmt: skip
-    add("--seed", type=int, default=0, help="random seed")
-    add("--processes", type=int, default=2, metavar="P", help="processes that make demonstrations")
-    add("--size", type=int, default=128, help="side of pictures, in pixels (papers: 128, 100)")
-    add("--out", default="look.gif", metavar="FILE", help="picture to write, .gif or .png")
     for name, text in (("demos", "make demonstration files"), ("look", "draw a picture")):
-        commands.add_parser(name, help=text, parents=[worlds], allow_abbrev=False)
+        add = commands.add_parser(name, help=text, allow_abbrev=False).add_argument
+        choices, text = env.WORLDS, "stack: MetaMimic's; kitchen: MILI's"
+        add("--world", choices=choices, default="stack", help=text)
+        text = "steps of a stacking episode (paper: some 600)"
+        add("--horizon", type=int, default=200, metavar="T", help=text)
+        add("--seed", type=int, default=0, help="random seed")
+        if name == "demos":
+            add("--demos", default="demos", metavar="DIR", help="folder of demonstration files")
+            text = "demonstrations of each person (500) or kitchen task (paper: 4)"
+            add("--count", type=int, metavar="N", help=text)
+            text = "processes that make demonstrations"
+            add("--processes", type=int, default=2, metavar="P", help=text)
+        else:
+            text = "side of pictures, in pixels (papers: 128, 100)"
+            add("--size", type=int, default=128, help=text)
+            add("--out", default="look.gif", metavar="FILE", help="picture to write, .gif or .png")
     add_algorithm(commands, "metamimic", "train MetaMimic (what happens with no command)")
     add_algorithm(commands, "d4pg", "train D4PG, D4PGfD (--fd), either with --curriculum")
     add_algorithm(commands, "mili", "train MILI, and what it is compared with (--method)")

@@ -1,6 +1,6 @@
 """Both worlds as standard environments of gymnasium, if that is installed."""
 
-import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -37,14 +37,7 @@ def test_kitchen_pixels_come_with_the_pose():
 
 
 def test_without_gymnasium_it_says_what_to_install(monkeypatch):
-    normal = builtins.__import__
-
-    def missing(name, *args):
-        if name == "gymnasium":
-            raise ImportError(name)
-        return normal(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ImportError, match="pip install gymnasium"):
         env.gym("stack")
 

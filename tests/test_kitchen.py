@@ -268,7 +268,7 @@ def test_a_button_pressed_off_its_middle_is_kept_up_by_its_walls():
     def pressed(off):
         world, angle = Kitchen(len(tasks), 0, "features", tasks=tasks), np.arange(len(tasks))
         action = world.pose()
-        action[:, :2] = world.buttons()[range(len(tasks)), button, :2]
+        action[:, :2] = world.buttons[range(len(tasks)), button, :2]
         action[:, :2] += off * np.stack([np.cos(angle), np.sin(angle)], 1)
         action[:, 5:] = 0
         for z in [0.1] * 10 + [0.06, 0.03] + [0.012] * 5:

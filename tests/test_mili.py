@@ -598,7 +598,7 @@ def test_what_is_touched_is_what_the_task_is_about(begun):
         world = env.Kitchen(1, obs="features", tasks=[task])
         world.set_state(run.episodes[k]["states"][:1])
         family, *which = env.SLOTS[task.slot]
-        lie = (world.buttons() if family == "press" else world.place)[0, :, :2]
+        lie = (world.buttons if family == "press" else world.place)[0, :, :2]
         off = run.demos.keypoints[first, networks.AIMS :] - lie[[which[0], which[-1]]]
         far = (0.04, 0.08) if family == "push" else (0.03, 0.03)
         assert (np.linalg.norm(off, axis=1) < far).all()
@@ -706,7 +706,7 @@ def test_what_was_done_before_going_home_is_not_what_a_try_achieves(begun, monke
     for _ in range(10):
         world.step(aside)
     world.depth[:, 0] = 0.012
-    goal = world.buttons()[0, 1]
+    goal = world.buttons[0, 1]
 
     def act(agent, images, pose, f, rng):
         """The first goes over the second button, and down; the others stay."""

@@ -44,6 +44,7 @@ def test_look_draws_a_picture(world, ending, tmp_path):
     [
         (["look", "--outt", "x.gif"], "unrecognized arguments: --outt"),
         (["look", "--ou", "x.gif"], "unrecognized arguments: --ou"),
+        (["look", "--count", "3"], "unrecognized arguments: --count"),
         (["look", "--size", "big"], "invalid int value: 'big'"),
         (["demos", "--world", "garden"], "invalid choice: 'garden'"),
         (["dance"], "invalid choice: 'dance'"),
@@ -69,7 +70,7 @@ def test_what_a_world_refuses_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("command", "count"), [("look", 8), ("demos", 8), ("d4pg", len(d4pg.FLAGS) + 6),
+    ("command", "count"), [("look", 5), ("demos", 6), ("d4pg", len(d4pg.FLAGS) + 6),
      ("metamimic", len(metamimic.FLAGS) + 6), ("mili", len(mili.FLAGS) + 6), ("eval", 4)],
 )  # fmt: skip
 def test_every_flag_is_explained(command, count, capsys):
@@ -212,6 +213,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(tmp_
     [
         (["--resume", "nowhere"], "--resume nowhere: there is no run"),
         (["--resume", "RUN", "--gamma", "0.5"], "--gamma is 0.95 in .*; begin a new run instead"),
+        (["--resume", "RUN", "--preset", "tiny"], "leave out --preset"),
         (["--out", "RUN"], "RUN is not empty: --resume .* goes on, --out takes another"),
         (["--out", "new", "--gamma", "2"], "--gamma is 2.0"),
         (["--out", "new", "--capacity", "99999999999"], "GB are needed: lower --capacity"),
@@ -231,7 +233,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(words, message, whole, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "RUN").symlink_to(folder)
     with pytest.raises(SystemExit, match=f"^train.py: .*{message}"):
-        train.main(["d4pg", "--preset", "tiny", *words])
+        train.main(["d4pg", *words, *(["--preset", "tiny"] if "--resume" not in words else [])])
     assert os.listdir() == ["RUN"]
     assert (folder / "step000000001200.pt").exists()
     assert json.loads((folder / "config.json").read_text())["steps"] == 1200
