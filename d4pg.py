@@ -56,7 +56,7 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "gamma": ("γ: discount factor", 0.95, 0.99, 0.99),
     "nstep": ("N: steps of a return", 3, 5, 5),
     "vmin": ("Vmin: least return on the critic's support", 0.0, 0.0, 0.0),
-    "vmax": ("Vmax: greatest return; 0, if Vmin is 0, too: 1 / (1 - γ)", 0.0, 0.0, 100.0),
+    "vmax": ("Vmax: greatest return on it; if both are 0, 1 / (1 - γ)", 0.0, 0.0, 100.0),
     "atoms": ("Vbins: atoms of the critic's distribution", 21, 101, 101),
     "network": ("encoder of images: " + ", ".join(networks.ENCODERS), "impala", "impala", "large"),
     "dial": ("encoder's width, relative to the paper's", 0.1, 0.5, 1.0),
@@ -65,18 +65,18 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "batch": ("items in a batch", 16, 128, 64),
     "policy_lr": ("policy's learning rate; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
     "critic_lr": ("critic's learning rate; paper: 5e-5 to 2e-4", 1e-3, 3e-4, 1e-4),
-    "lr_end": ("final learning rate over the initial one", 1.0, 1.0, 1.0),
+    "lr_end": ("final learning rate, as a fraction of the initial one", 1.0, 1.0, 1.0),
     "target_period": ("updates between copies to the targets", 20, 100, 100),
     "round": ("updates whose batches are sampled together", 5, 10, 10),
     "sigma_min": ("σ: least exploration noise of a robot", 0.05, 0.05, 0.05),
     "sigma_max": ("σ: greatest exploration noise of a robot", 0.4, 0.4, 0.4),
     "capacity": ("items in memory", 1_000, 500_000, 1_000_000),
-    "sampling": ("uniform or prioritised, and removal likewise", "uniform", "uniform", "uniform"),
+    "sampling": ("uniform; or prioritised, and so is removal", "uniform", "uniform", "uniform"),
     "warmup": ("steps with random actions before learning", 100, 5_000, 10_000),
     "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.1, 0.1),
     "demos": ("folder of demonstrations, for the next two", "demos", "demos", "demos"),
     "fd": ("D4PGfD: how many demonstrations to put into memory", 0, 0, 0),
-    "curriculum": ("start in the first so many steps of a demonstration (paper: 300)", 0, 0, 0),
+    "curriculum": ("start within so many first steps of a demonstration (paper: 300)", 0, 0, 0),
     "seed": ("random seed", 0, 0, 0),
     "device": ("device of the learner: cpu or cuda", "cpu", "cpu", "cuda"),
     "threads": ("threads of the learner on a cpu", 1, 1, 1),
@@ -310,8 +310,6 @@ def scaled(action, world):
 
 def demonstrations(config, keys, count=None):
     folder = env.demo_folder(config.demos, "stack", "A", config.horizon)
-    advice = f"python train.py demos --horizon {config.horizon} --demos {config.demos}"
-    env.check(folder.exists(), f"{folder} is not there; make it with: {advice}")
     return env.load_demos(folder, "stack", keys, count)
 
 
@@ -324,7 +322,7 @@ def start_states(config):
 def ladder(config, number, robots, low, high):
     """σ of one actor's robots: those of all actors' rise geometrically from low to high.  [n, 1]"""
     actors = max(config.actors, 1)
-    rung = (np.arange(robots * actors) + 0.5) / max(robots * actors, 1)
+    rung = (np.arange(robots * actors) + 0.5) / (robots * actors)
     sigma = low * (high / low) ** rung
     return sigma[number::actors, None].astype(np.float32)
 
@@ -403,9 +401,10 @@ class Actor:
         vmin, vmax, low, high = self.config.vmin, self.config.vmax, self.G.min(), self.G.max()
         if low < vmin - 1e-6 or high > vmax + 1e-6:
             worst, flag = (low, "vmin") if low < vmin - 1e-6 else (high, "vmax")
+            most = np.ceil(max(2 * abs(worst), np.abs(reward).max() / (1 - self.config.gamma)))
             raise ValueError(
-                f"a return of {worst:g} leaves the support, {vmin:g} to {vmax:g}; "
-                f"begin again with --{flag}={2 * worst:.0f}, or what returns may come to"
+                f"a return of {worst:g} leaves the support, {vmin:g} to {vmax:g}; begin again "
+                f"with --{flag}={np.copysign(most, worst):.0f}, or what returns may come to"
             )
 
     def state(self):
@@ -499,7 +498,6 @@ class Learner:
         return {"agent": self.agent.state(), "memory": self.memory.state(), **rest}
 
     def load(self, state):
-        self.agent.load(state["agent"])
         self.memory.load(state["memory"])
         for name in ("credit", "scaled", "sums", "rounds"):
             setattr(self, name, state[name])
@@ -758,6 +756,8 @@ def check_config(config, flags, limits, others=0):
     check(good, f"--sigma_min is {config.sigma_min}; expected no more than --sigma_max")
     check(config.env == "stack" or config.env.startswith("gymnasium:"),
           f"--env is {config.env!r}; it is stack, or gymnasium:ID")  # fmt: skip
+    good = config.env == "stack" or config.obs == "features"
+    check(good, f"--obs {config.obs} needs --env stack; others have observations of their own")
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")
     # N-step windows delay items: without a batch after the warm-up, the run would wait forever
     least = config.batch + config.robots * max(config.actors, 1) * config.nstep

@@ -1187,8 +1187,11 @@ def save_demo(path, arrays, world, seed, by, task=(-1, -1)):
     write_atomically(path, lambda file: np.savez_compressed(file, **every))
 
 
-def how_to_make(world):
-    return "make some with: python train.py demos" + " --world kitchen" * (world == "kitchen")
+def how_to_make(world, folder):
+    """Advice to whom DIR/stack200/A, or DIR/kitchen/train, lacks demonstrations."""
+    root, horizon = str(folder.parent.parent), folder.parent.name.removeprefix("stack")
+    flags = " --world kitchen" if world == "kitchen" else f" --horizon {horizon}"
+    return f"make some with: python train.py demos{flags}" + f" --demos {root}" * (root != "demos")
 
 
 def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
@@ -1197,7 +1200,7 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
     Actions and rewards are read only if named.  Sizes are checked before memory is allocated.
     """
     path = Path(path)
-    check(path.is_file(), f"{path}: no such file; {how_to_make(world)}")
+    check(path.is_file(), f"{path}: no such file; {how_to_make(world, path.parent)}")
     check(path.stat().st_size < 2e7, f"{path}: larger than 20 MB, this is no demonstration")
     try:
         with open(path, "rb") as file:  # numpy writes no zip comment: the end record is last
@@ -1257,7 +1260,7 @@ def load_demos(folder, world, keys=("states", "obs/features", "obs/body"), count
     paths = [path for path in paths if path.exists()]
     enough = len(paths) >= max(count or 1, 1)
     found = f"{folder} holds {len(paths)} demonstrations, {count or 1} wanted"
-    check(enough, f"{found}; {how_to_make(world)}")
+    check(enough, f"{found}; {how_to_make(world, Path(folder))}")
     return [load_demo(path, world, keys) for path in paths[:count]]
 
 

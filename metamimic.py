@@ -33,8 +33,8 @@ Departures from the paper, and what it leaves open:
     --amid 0 is the paper without a curriculum, --amid 1 with it.
  7. One process trains both learners in turn (--task_share).  Each has its own memory, since one
     removes by priority and the other first in, first out; imitating robots write to both.
- 8. Training images are shifted at random by up to --shift pixels: a few hundred demonstrations are
-    too few to learn where things are, rather than where they were.  With --tell, encoders also
+ 8. Training images are shifted at random by up to --shift pixels: encoders would memorise a few
+    hundred demonstrations, instead of learning to see where things are.  With --tell, encoders also
     learn to predict the features of o_t and, for imitation, the difference to the goal (auxiliary
     losses), as from rewards alone they learn to see too slowly; robots act on images alone.
  9. The goal shown to the policy may be further ahead than d_{t+1} (--ahead): in an image of 48
@@ -59,11 +59,11 @@ import replay
 OWN = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "demos": ("folder of demonstrations", "demos", "demos", "demos"),
     "demonstrations": ("A's demonstrations to train on", 4, 500, 500),
-    "validation": ("B's demonstrations to validate on", 4, 200, 200),
+    "validation": ("B's demonstrations to validate on", 4, 200, 500),
     "robots": ("imitating robots per actor", 4, 32, 64),
     "task_robots": ("task robots per actor", 4, 64, 64),
     "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.07, 0.1),
-    "lr_end": ("final learning rate over the initial one", 1.0, 0.1, 1.0),
+    "lr_end": ("final learning rate, as a fraction of the initial one", 1.0, 0.1, 1.0),
     "steps": ("environment steps in all", 2_000, 3_500_000, 200_000_000),
     "capacity": ("items in each memory", 1_000, 1_000_000, 300_000),
     "gamma": ("γ: discount factor of the task", 0.9, 0.98, 0.99),
@@ -139,7 +139,7 @@ def load_demos(config, source, count):
 def check_demo(config, demo, world):
     """A demonstration must fit into an episode, and its beginning into the world."""
     T = len(demo["states"]) - 1
-    advice = f"an episode {config.horizon}; --horizon {T} trains for such"
+    advice = f"an episode here has {config.horizon}; a run with --horizon {T} can imitate it"
     env.check(config.horizon >= T, f"it has {T} steps, {advice}")
     env.check_states(demo["states"], T + 1, world.state_size, (13, 20))
     off = np.abs(demo["states"][:, 0] * world.RATE - np.arange(T + 1)).max()

@@ -112,7 +112,7 @@ def quick_at_half(kind):
     """Does this machine multiply bfloat16 faster than float32?"""
     if kind == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.cuda.is_bf16_supported()
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class Scale(nn.Module):

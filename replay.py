@@ -11,9 +11,10 @@ of rewards from t to t+N-1, and the discount of the bootstrap: γ^N, or 0 after 
 
 Who writes what.  All items lie in one block of shared memory.  The learner lends each actor free
 slots: it writes their indices into the actor's ring and advances `given`.  The actor fills slots
-in that order, then advances `filled`: this single store publishes them.  So no item is copied
-between processes, there is no lock that a killed process could leave locked, and an actor that
-replaces a killed one continues at `filled` and overwrites what was half written.
+in that order, then advances `filled`: this single store publishes them (on x86, where others see
+stores in their order; ARM would need a barrier).  So no item is copied between processes, there is
+no lock that a killed process could leave locked, and an actor that replaces a killed one continues
+at `filled` and overwrites what was half written.
 
 Departures from the papers:
  1. New items enter with the highest priority seen, as in prioritised experience replay; Ape-X's
@@ -105,8 +106,11 @@ def available_memory():
         with (
             open("/sys/fs/cgroup/memory.max") as most,
             open("/sys/fs/cgroup/memory.current") as now,
-        ):
-            free = min(free, int(most.read()) - int(now.read()))  # "max": no limit, a ValueError
+            open("/sys/fs/cgroup/memory.stat") as stat,
+        ):  # `current` counts cached files, too, which make room when it is needed
+            cached = next(int(x.split()[1]) for x in stat if x.startswith("inactive_file "))
+            left = int(most.read()) - int(now.read()) + cached  # "max": no limit, a ValueError
+            free = min(free, left)
     return free
 
 

@@ -198,6 +198,8 @@ def loop(run, folder, log, config, stop, clock):
                 keep()
                 saved = time.monotonic()
     keep()
+    if log.writer:
+        log.writer.close()
 
 
 class Bar:
@@ -416,6 +418,8 @@ def read_run(folder, config, alone=False):
     `alone`: without loading demonstrations.
     """
     config.device = "cpu"
+    if config.algorithm == "d4pg":
+        config.fd = config.curriculum = 0  # demonstrations are for training alone
     rest = {"alone": True} if alone else {}
     run, state = ALGORITHMS[config.algorithm].make_run(config, **rest), load_newest(folder)
     env.check(state is not None, f"{folder} has no checkpoint yet; train first")
@@ -541,6 +545,9 @@ class Log:
         text = "".join(line + "\n" for line in lines)  # drops rows after the checkpoint
         env.write_atomically(self.path, lambda file: file.write(text.encode()))
         self.names = lines[0].split(",") if lines else None
+        self.rows = max(0, len(lines) - 1)
+        if not lines:  # lost or new: a first row has an evaluation, and so all columns
+            self.next_eval = 0
         self.then, self.latest = 0.0, {"steps": 0, "updates": 0}
         self.writer = tensorboard(folder) if tensorboard else None
 
@@ -601,9 +608,10 @@ def load_newest(folder):
                 env.check(archive.testzip() is None, "a checksum is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
             env.check(set(state) >= {"version", "learners", "board", "log"}, "it is no checkpoint")
-        except (MemoryError, PermissionError) as error:  # not the file's fault
-            raise OSError(f"{path} could not be read: {error}") from None
         except Exception as error:  # whatever a damaged file makes the readers stumble over
+            short = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+            if short or isinstance(error, PermissionError):  # not the file's fault
+                raise OSError(f"{path} could not be read: {error}") from None
             fault = " ".join(str(error).split())[:120] or type(error).__name__
             tqdm.write(f"{path} is damaged, the one before it is used: {fault}")
             path.rename(path.with_suffix(".damaged"))
@@ -611,7 +619,8 @@ def load_newest(folder):
             good = state["version"] == VERSION
             env.check(good, f"{path} is of version {state['version']}; here it is {VERSION}")
             return arrays(state)
-    env.check(not paths, f"no checkpoint of {folder} could be read; --out begins a new run")
+    lost = list(folder.glob("step*.damaged"))  # renamed now, or before
+    env.check(not lost, f"no checkpoint of {folder} could be read; --out begins a new run")
     tqdm.write(f"{folder} has no checkpoint yet: it begins anew")
     return None
 

@@ -323,11 +323,13 @@ def test_every_robot_explores_with_noise_of_its_own_around_its_policy(config):
     np.testing.assert_allclose(actor.sigma[:2], 2 * actor.sigma[2:])  # a ladder for either kind
 
 
-def test_the_policy_sees_the_goal_as_a_difference_scaled_by_the_step_between_frames(config):
-    run = metamimic.make_run(config())
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_the_policy_sees_the_goal_as_a_difference_scaled_by_the_step_between_frames(config, ahead):
+    run = metamimic.make_run(config(ahead=ahead))
     demos, scale = run.aids[0], run.learners[0].agent.online[0]
     frames = demos.frames.reshape(4, T + 1, 51)
-    steps = (frames[:, 1:] - frames[:, :-1]).reshape(-1, 51)
+    then = np.minimum(np.arange(T) + ahead, T)
+    steps = (frames[:, then] - frames[:, :-1]).reshape(-1, 51)
     np.testing.assert_allclose(scale.scale[51:], 1 / steps.std(0, ddof=1).clip(0.001), rtol=1e-3)
     o, goal = torch.rand(3, 51), torch.rand(3, 51)
     assert torch.equal(metamimic.see(o, goal), torch.cat((o, goal - o), 1))
@@ -389,6 +391,10 @@ def test_demonstrations_may_be_shorter_than_an_episode(config, shorter, monkeypa
     task, imitation = metamimic.rollout(run.config, run.nets(), demos, 4)
     assert np.isfinite(imitation[:, 0]).sum(0).tolist() == [12, 14, 16, 18]
     np.testing.assert_array_equal(np.array(goals)[:12, 0], demos.frames[1:13])  # d_{t+1}
+    run.config.ahead, goals[:] = 3, []
+    metamimic.rollout(run.config, run.nets(), demos, 4)
+    np.testing.assert_array_equal(np.array(goals)[:10, 0], demos.frames[3:13])
+    np.testing.assert_array_equal(np.array(goals)[10:12, 0], demos.frames[[12, 12]])
     states = demos.states[demos.end]
     world = env.Stack(4, horizon=T)
     world.set_state(states)
@@ -723,7 +729,7 @@ def test_demonstrations_that_cannot_be_imitated_are_refused_by_name(whole, demos
         ({"states": late}, r"it does not go on from time 0 in steps of 0\.05 s"),
         ({"states": moved}, "begins in a state that looks different here, by 0.5"),
         (short, "0 steps; a demonstration has 1 to"),
-        ("stack30/A/0000.npz", "it has 30 steps, an episode 20; --horizon 30 trains for such"),
+        ("stack30/A/0000.npz", "it has 30 steps, an episode here has 20; a run with --horizon 30"),
         ("kitchen/000_0.npz", "made for the world 'kitchen'"),
         ("nowhere.npz", "there is no such file"),
     ):

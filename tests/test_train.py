@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(tmp_
         (["--out", "RUN"], "RUN is not empty: --resume .* goes on, --out takes another"),
         (["--out", "new", "--gamma", "2"], "--gamma is 2.0"),
         (["--out", "new", "--capacity", "99999999999"], "GB are needed: lower --capacity"),
-        (["--out", "new", "--fd", "3", "--task", "stack"], "make it with: python train.py demos"),
+        (["--out", "new", "--fd", "3", "--task", "stack"], "make some with: python train.py demos"),
         (["--out", "new", "--robots", "99999"], "--robots is 99999; expected"),
         (["--out", "new", "--minutes", "nan"], "--minutes is nan; expected"),
         (["--out", "new", "--env", "gymnasium:Nothing-v0"], "gymnasium cannot make Nothing-v0"),
@@ -249,11 +249,15 @@ def test_tensorboard_gets_every_number_of_a_row(tmp_path, monkeypatch):
         def add_scalar(self, name, value, step):
             told.append((name, step))
 
+        def close(self):
+            told.append(("closed", None))
+
     monkeypatch.setattr(train, "summary_writer", lambda: Writer)
     train.main([*TINY, "--steps", "200", "--tensorboard", "--out", str(tmp_path / "run")])
-    assert {step for _, step in told} == {0, 200}
+    assert {step for _, step in told[:-1]} == {0, 200}
     with open(tmp_path / "run/metrics.csv") as file:
-        assert {name for name, _ in told} == set(next(csv.reader(file)))
+        assert {name for name, _ in told[:-1]} == set(next(csv.reader(file)))
+    assert told[-1] == ("closed", None)
 
 
 def copy_of(folder, tmp_path):
@@ -266,17 +270,34 @@ def test_a_run_that_can_be_read_by_nobody_is_left_as_it_is(whole, tmp_path, monk
     rows = (folder / "metrics.csv").read_text()
 
     def short(*args, **kwargs):
-        raise MemoryError("short")
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", short)
-        with pytest.raises(SystemExit, match="short"):
+        with pytest.raises(SystemExit, match="can't allocate"):
             train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
     assert (folder / "step000000001200.pt").exists()
     (folder / "step000000001200.pt").write_bytes(b"nothing")
-    with pytest.raises(SystemExit, match=r"no checkpoint of .* could be read"):
-        train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"no checkpoint of .* could be read"):
+            train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
     assert (folder / "metrics.csv").read_text() == rows
+
+
+def test_a_run_goes_on_whose_metrics_are_lost(whole, tmp_path):
+    folder = copy_of(whole[1], tmp_path)
+    (folder / "metrics.csv").unlink()
+    train.main(["d4pg", "--resume", str(folder), "--steps", "2400"])
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["eval_return"] != ""
+    assert [int(row["steps"]) for row in rows] == list(range(1400, 2401, 200))
+
+
+def test_a_run_ends_after_so_many_minutes(tmp_path):
+    flags = ["--steps", "1000000", "--minutes", "0.03", "--out", str(tmp_path / "run")]
+    train.main([*TINY, *flags])
+    assert (tmp_path / "run/results.json").exists()
 
 
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"algorithm": "d4pg", "steps": "many"}'])
