@@ -46,8 +46,7 @@ import replay
 FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "env": ("stack, or gymnasium:ID for any of gymnasium's", "stack", "stack", "stack"),
     "task": ("reach, lift or stack", "reach", "stack", "stack"),
-    "obs": ("ground-truth features, or camera images (pixels)",)
-    + ("features", "features", "pixels"),
+    "obs": ("ground-truth features, or camera images (pixels)", "features", "features", "pixels"),
     "size": ("side of images, in pixels", 32, 64, 128),
     "horizon": ("T: steps of an episode (gymnasium: 0 for its own)", 20, 200, 600),
     "actors": ("actor processes; 0: one process acts and learns in turn", 0, 1, 4),
@@ -230,8 +229,7 @@ class Agent:
         return torch.cat(self.flats[:2]).cpu().numpy()
 
     def state(self):
-        adam = self.adam.state_dict()["state"]
-        targets = self.target_flats
+        adam, targets = self.adam.state_dict()["state"], self.target_flats
         return {"flats": self.flats, "targets": targets, "adam": adam, "updates": self.updates}
 
     def load(self, state):
@@ -680,13 +678,10 @@ class Run:
 
     def state(self):
         board = self.board
-        return {
-            "learners": [learner.state() for learner in self.learners],
-            "actor": self.inline.state() if self.inline else {},
-            "board": {n: getattr(board, n).copy() for n in ("steps", "episodes", "returns")},
-            "lives": list(self.crew.lives),
-            "mark": self.mark,
-        }
+        return {"learners": [learner.state() for learner in self.learners],
+                "actor": self.inline.state() if self.inline else {},
+                "board": {n: getattr(board, n).copy() for n in ("steps", "episodes", "returns")},
+                "lives": list(self.crew.lives), "mark": self.mark}  # fmt: skip
 
     def load_policies(self, state):
         """Only the networks, to evaluate a run."""
@@ -812,18 +807,14 @@ def remember_demos(config, learner):
         states, actions, rewards = (
             np.stack([d[key] for d in group], 1) for key in ("states", "actions", "rewards")
         )  # [T (+ 1), demos, ...]
-        world = make_world(config, len(group), 0)
-        window, obs, T = NStep(len(group), config.nstep, config.gamma), None, len(actions)
-        ones = np.ones((len(group), 1))
-        for t, state in enumerate(states):
-            now = world.set_state(state)
-            if t > 0:
-                start = {"obs": obs, "action": np.float32(actions[t - 1])}
-                last = np.full(len(group), t == T)
-                robot, new = window.step(start, rewards[t - 1][:, None], ones, last)
-                learner.items.write(0, new | {"next_obs": now[robot]})
-                learner.memory.collect()
-            obs = now
+        world, n = make_world(config, len(group), 0), len(group)
+        window, obs = NStep(n, config.nstep, config.gamma), world.set_state(states[0])
+        for t, (action, reward) in enumerate(zip(actions, rewards, strict=True), 1):
+            start, last = {"obs": obs, "action": np.float32(action)}, np.full(n, t == len(actions))
+            robot, new = window.step(start, reward[:, None], np.ones((n, 1)), last)
+            obs = world.set_state(states[t])
+            learner.items.write(0, new | {"next_obs": obs[robot]})
+            learner.memory.collect()
     learner.memory.index.keep()
 
 

@@ -253,11 +253,9 @@ class Actor:
         self.networks = [make(shape) for shape in shapes(self.obs.shape[1:])]  # of both kinds
         self.flats = [networks.flatten(part) for nets in self.networks for part in nets[:2]]
         self.version = -1
-        sigmas = (
-            (config.robots, config.sigma_min, config.sigma_max),
-            (config.task_robots, config.task_sigma_min, config.task_sigma_max),
-        )
-        self.sigma = np.concatenate([d4pg.ladder(config, number, *s) for s in sigmas])  # [n, 1]
+        mimics = config.robots, config.sigma_min, config.sigma_max
+        others = config.task_robots, config.task_sigma_min, config.task_sigma_max
+        self.sigma = np.concatenate([d4pg.ladder(config, number, *x) for x in (mimics, others)])
         gammas = np.array([config.imitation_gamma, config.gamma])
         self.window = d4pg.NStep(n, config.nstep, gammas, rewards=2)
         self.returns = np.zeros((n, 2))  # of the current episodes so far: imitation, task
@@ -284,11 +282,9 @@ class Actor:
 
     def ready(self):
         """May this actor step: is it below its step limit, with enough free slots?"""
-        board, k, robots = self.board, self.number, (self.m, self.world.n)
-        room = all(  # for nstep items a robot, if all episodes end at once
-            items.room(k) >= n * self.config.nstep
-            for items, n in zip(self.items, robots, strict=True)
-        )
+        board, k, N = self.board, self.number, self.config.nstep
+        most = self.m * N, self.world.n * N  # items, if all episodes end at once
+        room = all(items.room(k) >= n for items, n in zip(self.items, most, strict=True))
         return board.steps[k] < board.limit[k] and room
 
     def act(self, goal):
@@ -309,7 +305,7 @@ class Actor:
             networks.unflatten(self.flats, weights)
         goal = np.minimum(self.frame + 1, self.end)  # index of d_{t+1}  [n]
         shown = np.minimum(self.frame + config.ahead, self.end)
-        told = {"told": world.features()} if tells(config) else {}
+        told = {"told": world.features()} if tells(config) else {}  # of o_t
         action = self.act(shown)  # sample action a_t = π(o_t, d_{t+1})
         next_obs, task, discount, last = world.step(action)  # execute, observe o_{t+1}, r_task
         d4pg.check_finite(next_obs, task)
@@ -325,8 +321,7 @@ class Actor:
         discounts = np.stack([np.where(early, 0, discount), discount], 1)
 
         self.frame = goal
-        begin = {"obs": self.obs, "action": action, "goal": np.float32(shown[:, None])}
-        begin |= told  # o_t's features, for --tell
+        begin = {"obs": self.obs, "action": action, "goal": np.float32(shown[:, None])} | told
         robot, items = self.window.step(begin, rewards, discounts, last)
         items["next_obs"] = next_obs[robot]
         items["next_goal"] = np.float32(np.minimum(goal + config.ahead, self.end)[robot][:, None])

@@ -31,16 +31,13 @@ Departures from the paper, and what it leaves open:
     more tasks, the more pairs are wrong.  Trials achieve yet other tasks, so that more of their
     pairs are wrong than this predicts.  --alpha 0.9 is the paper's.
  8. Auxiliary losses teach the policy where to go, as most actions tell only roughly where they
-    lead.  It finds keypoints by spatial softmaxes, in two stages.  In the first, two find the
-    object that is touched and the one it is brought to, labelled by the gripper's path and by what
-    moved ahead of it.  In the second, given what the first found, three find where the gripper is
-    5 steps later, where it next comes down, and where it ends: a push begins behind one object as
-    seen from another, where the image shows nothing.  Keypoints are positions on the table relative
-    to the gripper, as the camera's pose is known.  From a crop around the next landing, as
-    if seen from above, the exact landing and the gripper's yaw there are predicted, without the
-    pose, which the network would learn to rely on.  In training, half of these crops are rotated.
-    The mixture's yaw is relative to a turn towards the predicted one.  f learns to find the
-    gripper, and sees a crop around it, too.
+    lead.  Two keypoints are the object that is touched and the one it is brought to, labelled by
+    the gripper's path and by what moved ahead of it.  From these, three more are found: where the
+    gripper is 5 steps later, where it next comes down, and where it ends: a push begins behind one
+    object as seen from another, where the image shows nothing.  A crop around the next landing, in
+    training half of the time rotated, tells exactly where that is, and the yaw there: the mixture's
+    is relative to a turn towards it.  f learns to find the gripper.  The networks for this are
+    departure 5 of networks.py.
  9. Training images are augmented.  Two hundred tasks are easily memorised: where a scene is
     demonstrated with one task alone, the scene identifies the task, and the demonstration is
     ignored.  So static parts of an image are replaced by static parts of others, half of the
@@ -118,7 +115,7 @@ FLAGS = {
     + (0.3, 0.0, 0.9),
     "retrain": ("updates on demonstrations and trials, after each round", 100, 2_500, 5_000),
     "share": ("fraction of a batch that is trials, after a round", 0.5, 0.5, 0.5),
-    "memory_gb": ("memory for trials' images; trials beyond it are left out",) + (1.0, 6.0, 32.0),
+    "memory_gb": ("memory for trials' images; trials beyond it are left out", 1.0, 6.0, 32.0),
     "actors": ("processes that try and render; 0: one process does all in turn", 0, 2, 16),
     "robots": ("robots of each actor that try at once", 12, 50, 50),
     "seed": ("random seed of training and trials", 0, 0, 0),
@@ -440,10 +437,9 @@ def mix_scenery(batch, table, rng):
     places = table_to_image(W, batch["keypoints"][..., 1:, :]).reshape(E, -1, 2)  # [E, 4 F, 2]
     px, py = torch.from_numpy(places).to(device)[..., None].unbind(2)
     squared = ((x - px) ** 2)[:, :, None] + ((y - py) ** 2)[..., None]  # [E, 4 F, H, W]
-    low, high = np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)
-    other_way = rng.random((E, 1, 1)) < 0.5
-    there = (torch.from_numpy(z).to(device) for z in (low, high, other_way, table))
-    low, high, other_way, table = there
+    low, high = torch.from_numpy(np.sort(rng.uniform(-1.3, 1.3, (2, 2, E, 1)), 0)).to(device)
+    other_way = torch.from_numpy(rng.random((E, 1, 1)) < 0.5).to(device)
+    table = torch.from_numpy(table).to(device)
     inside = ((x > low[0]) & (x < high[0]))[:, None] & ((y > low[1]) & (y < high[1]))[..., None]
     part = still & (squared.amin(1) >= KEEP_NEAR**2) & (inside ^ other_way)
     scenery = torch.where(still[..., None], first, table)
@@ -643,8 +639,7 @@ def act(agent, images, pose, f, rng):
     images, pose, f = (torch.from_numpy(x).to(agent.config.device) for x in (images, pose, f))
     known = scaled(pose), f, torch.zeros_like(pose[:, 0])  # crops are not rotated
     (logits, means, _), end, _, (_, turned) = policy(images, look(images)[1], *known)
-    # squared weights: departure 3
-    chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()
+    chance = (2 * logits).softmax(1).cumsum(1)[:, :-1].cpu().numpy()  # squared: departure 3
     drawn = (chance < rng.random((len(chance), 1))).sum(1)
     move = means[torch.arange(len(means)), torch.from_numpy(drawn)]
     action = base(pose, pose[:, 5], turned) + torch.from_numpy(REACH).to(pose) * move
@@ -668,15 +663,12 @@ def rollout(agent, world, f, rng, stop=None, back=False):
             return None
         world.judge_anew(np.flatnonzero(back & (length == HOME_STEPS)))
         pose = world.pose()
-        action = pose.copy()
-        action[ids], done = act(
-            agent, world.pixels(ids), proprioception(pose, before, commanded)[ids], f[ids], rng
-        )
+        action, felt = pose.copy(), proprioception(pose, before, commanded)
+        action[ids], done = act(agent, world.pixels(ids), felt[ids], f[ids], rng)
         env.check(np.isfinite(action).all(), "actions are not finite: train with a lower --lr")
         homeward = back & (length < HOME_STEPS)
-        low = pose[:, 2] < HOME[2] - REACH[2]
         way = np.clip(HOME - pose, -REACH, REACH)
-        way[low, :2] = 0  # straight up at first
+        way[pose[:, 2] < HOME[2] - REACH[2], :2] = 0  # straight up at first
         action[homeward] = (pose + way)[homeward]
         action = np.clip(action, world.low, world.high).astype(np.float32)
         world.step(action, ids)  # robots that are done stay as they are
@@ -717,8 +709,7 @@ class Collector:
 
     def step(self):
         """One chunk of trials: robots whose try was useless go home and try again: departure 14."""
-        chunk = self.todo.pop(0)
-        config = self.config
+        config, chunk = self.config, self.todo.pop(0)
         rng = np.random.default_rng((5, config.seed, self.iteration, chunk))
         n, useful, fresh = config.robots, [], np.ones(config.robots, bool)
         world = env.Kitchen(n, int(rng.integers(2**32)), obs="features", size=config.size)
@@ -804,10 +795,9 @@ def agreement(f, what, alphas, tasks):
 
     Wrong pairs are scaled to so many tasks: the more there are, the more pairs are of two tasks.
     """
-    cosine, same = f @ f.T, what @ what.T > 0
-    unlike = (tasks - 1) / (what.shape[1] - 1)
     upper = np.triu_indices(len(f), 1)
-    cosine, same = cosine[upper], same[upper]
+    cosine, same = (f @ f.T)[upper], (what @ what.T > 0)[upper]
+    unlike = (tasks - 1) / (what.shape[1] - 1)
     right = np.array([(same & (cosine > alpha)).sum() for alpha in alphas])
     pairs = right + unlike * np.array([(~same & (cosine > alpha)).sum() for alpha in alphas])
     precision, recall = right / np.maximum(pairs, 1), right / max(same.sum(), 1)
@@ -877,8 +867,7 @@ class Run:
         self.phases = plan(config)
         config.steps = length_of(config)
         self.steps = self.updates = 0
-        numbers = chosen_tasks(config.tasks)
-        self.episodes = load_demos(config, "train", numbers)
+        self.episodes = load_demos(config, "train", chosen_tasks(config.tasks))
         self.mark = zlib.crc32(np.concatenate([e["states"][:1] for e in self.episodes]))
         self.demos = self.trials = self.partners = self.crew = None
         self.meta = np.zeros(0, np.float32)  # the first policy, once there is one
@@ -889,12 +878,8 @@ class Run:
     @property
     def bytes(self):
         """Most memory that images of demonstrations and trials will take."""
-        frames = sum(len(e["states"]) for e in self.episodes)
-        return frames * 3 * self.config.size**2 + (len(self.phases) > 1) * self.budget
-
-    @property
-    def budget(self):
-        return int(self.config.memory_gb * 1e9)
+        frames, config = sum(len(e["states"]) for e in self.episodes), self.config
+        return frames * 3 * config.size**2 + (len(self.phases) > 1) * config.memory_gb * 1e9
 
     def allocate(self):
         """Nothing to allocate yet: images enter shared memory as they are rendered."""
@@ -1026,7 +1011,7 @@ class Run:
         env.check(len(trials) > 1, f"of {tried} trials, {len(trials)} did anything useful: begin "
                   "a run that learns longer (--updates) or tries more (--trials)")  # fmt: skip
         ends = np.cumsum([len(t["states"]) for t in trials])
-        kept = int((ends * 3 * config.size**2 <= self.budget).sum())
+        kept = int((ends * 3 * config.size**2 <= config.memory_gb * 1e9).sum())
         short = f"--memory_gb {config.memory_gb} holds {kept} trials; raise it"
         env.check(kept > 1, f"{short}: {self.trials_stay()}")
         return [without_waiting(trial) for trial in trials[:kept]], len(trials), tried
@@ -1159,7 +1144,7 @@ def completed(config):
     env.check(tries, f"--method {config.method} has no trials to take over; leave out --start")
     env.check(config.augment in ("yes", "no"), f"--augment is {config.augment!r}; it is yes or no")
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
-    good = config.share < 1 and config.batch - round(config.share * config.batch) >= 2
+    good = config.batch - round(config.share * config.batch) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
     good = config.batch <= config.tasks
     env.check(good, f"--batch {config.batch} has a pair of each task: it needs as many --tasks")

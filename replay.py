@@ -64,8 +64,7 @@ class Shared:
     def _map(self, fd):
         self.fd, self.memory, begin = fd, mmap.mmap(fd, self.bytes), 0
         for name, (shape, dtype) in self.spec.items():
-            array = np.frombuffer(self.memory, dtype, math.prod(shape), begin).reshape(shape)
-            setattr(self, name, array)
+            setattr(self, name, np.ndarray(shape, dtype, self.memory, begin))
             begin += bytes_of({name: (shape, dtype)})
 
     def _check_room(self, folder):
@@ -100,7 +99,7 @@ def bytes_of(spec):
 def available_memory():
     """Bytes that may still be allocated, by the limits of the machine and of its container."""
     free = float("inf")
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, StopIteration):
         with open("/proc/meminfo") as file:
             free = next(1024 * int(x.split()[1]) for x in file if x.startswith("MemAvailable"))
         with (
@@ -124,7 +123,7 @@ class Items:
 
     `fields` is name: (shape, dtype). Those of float32 lie side by side in `rows`, so that one
     gather fetches them; images (uint8) have arrays of their own.
-    `bytes` is the size of all this; `allocate` takes it.
+    `bytes` is the size of all this; `Replay` takes it.
     """
 
     def __init__(self, fields, capacity, actors=1, ring=1024):
@@ -144,10 +143,6 @@ class Items:
             **{name: ((self.slots, *fields[name][0]), fields[name][1]) for name in self.images},
         }
         self.bytes, self.shared = bytes_of(self.spec), None
-
-    def allocate(self):
-        self.shared = self.shared or Shared(**self.spec)
-        return self
 
     def room(self, actor):
         """How many items an actor may write now."""
@@ -283,9 +278,7 @@ class Prioritised:
     def update(self, slots, priority):
         """Set sampled items' priorities, |TD|; those removed meanwhile stay removed."""
         here = self.chance.weights.take(slots) > 0
-        if not here.all():
-            slots, priority = slots[here], priority[here]
-        priority = np.maximum(priority, 1e-6).astype(np.float64)
+        slots, priority = slots[here], np.maximum(priority[here], 1e-6).astype(np.float64)
         self.highest = max(self.highest, priority.max(initial=0.0))
         self._set(slots, priority)
 
@@ -318,11 +311,9 @@ class Prioritised:
                 "kept": self.kept[slots], "highest": self.highest}  # fmt: skip
 
     def load(self, state):
-        slots, everything = np.asarray(state["slots"]), np.arange(len(self.chance.weights))
-        for sums, weights in ((self.chance, state["chance"]), (self.removal, state["removal"])):
-            sums.set(everything, 0.0)
-            sums.set(slots, np.asarray(weights))
-        self.kept[:] = False
+        slots = np.asarray(state["slots"])
+        self.chance.set(slots, np.asarray(state["chance"]))
+        self.removal.set(slots, np.asarray(state["removal"]))
         self.kept[slots] = np.asarray(state["kept"])
         self.highest, self.count = float(state["highest"]), len(slots)
 
@@ -334,7 +325,8 @@ class Replay:
     """The learner's side: collect items that actors filled, lend them slots, sample, remove."""
 
     def __init__(self, items, sampling="uniform", seed=0, device="cpu"):
-        self.items, self.rng = items.allocate(), np.random.default_rng((1, seed))
+        self.items, self.rng = items, np.random.default_rng((1, seed))
+        items.shared = Shared(**items.spec)
         self.index, self.device = SAMPLING[sampling](items.slots), device
         self.collected = np.zeros(items.actors, np.int64)
         self.free = np.arange(items.slots)[::-1].copy()  # a stack of slots never used so far
@@ -403,10 +395,8 @@ class Replay:
 
     def _split(self, rows, images):
         """Columns of `rows` as named views, in the shapes of their fields; images beside them."""
-        batch = {}
-        for name, columns in self.items.columns.items():
-            shape = self.items.fields[name][0]
-            batch[name] = rows[:, columns] if len(shape) == 1 else rows[:, columns].view(-1, *shape)
+        fields, columns = self.items.fields, self.items.columns
+        batch = {k: rows[:, c].view(len(rows), *fields[k][0]) for k, c in columns.items()}
         return batch | {name: image.to(self.device) for name, image in images.items()}
 
     def update(self, slots, priority):
