@@ -18,10 +18,12 @@ Departures from the papers, and what they leave open:
  3. The arm is made of primitive shapes; gravity is compensated, as the real controller does;
     fingers 2 and 3 are half as strong and half as stiff, so that a block is not shoved aside; the
     arm does not collide with itself.  An action of 1 is the joint's speed limit, for fingers
-    1.2 rad/s.  For speed, physics steps are 5 ms and the contacts' time constant is 10 ms.
+    1.2 rad/s.  For speed, physics steps are 5 ms and the contacts' time constant is 10 ms
+    (20 ms of the kitchen's objects and table: cans and jars fell over by themselves).
  4. Demonstrators are scripts: "people" A and B, with a position controller and tremor, replace
     humans with a SpaceNavigator, and the kitchen's "operator" replaces a human with a headset.
- 5. Cameras are ray casters: the same bytes everywhere, no OpenGL.  Their poses are our choice.
+ 5. Cameras are ray casters: no OpenGL, and the same bytes in every process (between CPU types a
+    pixel may differ).  Their poses are our choice.
  6. The kitchen is built on MuJoCo, not Bullet, from 16 kinds of kitchenware made of primitives;
     neither code nor scenes of the paper's kitchen are public.  Jaws stay parallel; the finger angle
     is a linkage's: each jaw opens 5 cm per radian.  A step is limited to 6 cm and 0.5 rad.
@@ -218,7 +220,7 @@ class Physics:
         if ids is None or (isinstance(ids, slice) and ids == slice(None)):
             return np.arange(self.n)
         ids = np.atleast_1d(np.asarray(ids, bool if np.size(ids) == 0 else None))
-        mask = ids.dtype == bool and len(ids) in (0, self.n)
+        mask = ids.dtype == bool and ids.shape in ((0,), (self.n,))
         ids = np.flatnonzero(ids) if mask else ids
         good = ids.ndim == 1 and ids.dtype.kind in "iu" and (ids[1:] > ids[:-1]).all()
         good = good and ((ids >= 0) & (ids < self.n)).all()
@@ -321,7 +323,7 @@ class Stack:
     """n Jaco arms, each with two blocks in front of it: stack the red block on the blue one.
 
     Actions are nine joint velocities in [-1, 1] at 20 Hz.  Arrays are [n, ...] for all robots, or
-    [k, ...] where `ids` selects k of them.
+    [k, ...] where `ids` selects k of them: sorted numbers or a mask.
     """
 
     RATE = 20  # control steps a second
@@ -331,7 +333,7 @@ class Stack:
         "joint_velocities": slice(9, 18),
         "pinch": slice(18, 21),
         "pinch_velocity": slice(21, 24),
-        "block_a": slice(24, 33),  # position, then the first two columns of the rotation matrix
+        "block_a": slice(24, 33),  # position; first two columns of its rotation matrix, row by row
         "block_b": slice(33, 42),
         "pinch_to_a": slice(42, 45),
         "pinch_to_b": slice(45, 48),
@@ -851,7 +853,12 @@ class Kitchen:
         return (count > 0) & (distance < 1e-3)
 
     def features(self, ids=slice(None)):
-        """Ground-truth features.  [k, 51] float32"""
+        """Ground-truth features.  [k, 51] float32
+
+        The pose (7); of the three objects the positions (9), first two columns of their rotation
+        matrices, row by row (18), positions from the gripper (9); buttons from the gripper (6); how
+        far their caps are down, in m (2).
+        """
         tool = self.physics.qpos[ids, None, :3]
         place, turn = self.place[ids], self.turn[ids].reshape(-1, 3, 3, 3)[..., :2]
         caps = self.physics.qpos[ids, 29:]
@@ -860,12 +867,14 @@ class Kitchen:
         return np.concatenate([self.pose(ids), *flat], 1, dtype=np.float32, casting="same_kind")
 
     def pixels(self, ids=slice(None)):
-        tasks = [self.tasks[i] for i in np.arange(self.n)[ids]]
-        return self.render(self.get_state(ids), tasks)
+        return self.render(self.get_state(ids))
 
-    def render(self, states, tasks):
-        """Images of any states of these tasks' scenes.  [k, size, size, 3] uint8"""
-        cameras = [scene_camera(task.scene, self.size, self.shadows) for task in tasks]
+    def render(self, states):
+        """Images of any states, each in its scene (its last number).  [k, size, size, 3] uint8"""
+        numbers = np.atleast_2d(states)[:, -1].astype(int)
+        good = ((numbers >= 0) & (numbers < len(scenes()))).all()
+        check(good, f"states are of scenes {numbers}; there are {len(scenes())}")
+        cameras = [scene_camera(int(number), self.size, self.shadows) for number in numbers]
         return self.physics.pictures(cameras, states, self.size)
 
     # -- steps and rewards
@@ -1187,11 +1196,13 @@ def save_demo(path, arrays, world, seed, by, task=(-1, -1)):
     write_atomically(path, lambda file: np.savez_compressed(file, **every))
 
 
-def how_to_make(world, folder):
+def how_to_make(world, folder, count=0):
     """Advice to whom DIR/stack200/A, or DIR/kitchen/train, lacks demonstrations."""
-    root, horizon = str(folder.parent.parent), folder.parent.name.removeprefix("stack")
-    flags = " --world kitchen" if world == "kitchen" else f" --horizon {horizon}"
-    return f"make some with: python train.py demos{flags}" + f" --demos {root}" * (root != "demos")
+    root, horizon = folder.parent.parent, folder.parent.name.removeprefix("stack")
+    flags = " --world kitchen" * (world == "kitchen")
+    flags += f" --horizon {horizon}" * horizon.isdecimal() + f" --count {count}" * (count > 500)
+    flags += f" --demos {root}" * (horizon.isdecimal() or horizon == "kitchen")
+    return f"make some with: python train.py demos{flags}"
 
 
 def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
@@ -1249,18 +1260,20 @@ def _read(archive, key, kind, shape):
         size = kind.itemsize * math.prod(shape)
         data = member.read(size)
         check(len(data) == size and not member.read(1), f"{key} is not as long as its header says")
-    array = np.frombuffer(data, kind).reshape(shape)
+    array = np.frombuffer(bytearray(data), kind).reshape(shape)  # bytearray: may be written to
     check(kind.kind != "f" or np.isfinite(array).all(), f"{key} holds a NaN or an infinity")
     return array
 
 
 def load_demos(folder, world, keys=("states", "obs/features", "obs/body"), count=None):
     """The first `count` demonstrations of a folder, sorted by name; or the one of a file."""
-    paths = sorted(Path(folder).glob("*.npz")) if Path(folder).is_dir() else [Path(folder)]
+    folder = Path(folder)
+    paths = sorted(folder.glob("*.npz")) if folder.is_dir() else [folder]
     paths = [path for path in paths if path.exists()]
     enough = len(paths) >= max(count or 1, 1)
     found = f"{folder} holds {len(paths)} demonstrations, {count or 1} wanted"
-    check(enough, f"{found}; {how_to_make(world, Path(folder))}")
+    folder = folder.parent if folder.suffix == ".npz" else folder
+    check(enough, f"{found}; {how_to_make(world, folder, count or 0)}")
     return [load_demo(path, world, keys) for path in paths[:count]]
 
 
@@ -1409,6 +1422,8 @@ class Gymnasium:
             self.envs = [gymnasium.make(name, max_episode_steps=horizon) for _ in range(n)]
         except gymnasium.error.Error as error:
             raise ValueError(f"gymnasium cannot make {name}: {error}") from None
+        except ImportError as error:
+            raise ImportError(f"{name}: {error}: pip install 'gymnasium[mujoco]'") from None
         space, look = self.envs[0].action_space, self.envs[0].observation_space
         boxes = all(isinstance(s, gymnasium.spaces.Box) for s in (space, look))
         check(boxes, f"{name} has other actions or observations than boxes of numbers")

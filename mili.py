@@ -240,8 +240,7 @@ class Library:
         self.pose = proprioception(pose, pose[before], commanded)
         left = np.concatenate([np.arange(n)[::-1] for n in length])
         self.done = np.float32(left < DONE_FRAMES)
-        scene = np.repeat([e["scene"] for e in episodes], length)
-        self.image = render(config, states, scene, title)
+        self.image = render(config, states, title)
         some = self.first[np.linspace(0, len(self) - 1, min(len(self), 500)).astype(int)]
         home = np.uint8(np.median(self.image[some], 0))  # empty table, gripper at its start
         then, at = [], []
@@ -367,11 +366,11 @@ def proprioception(pose, before, commanded):
     return np.column_stack([pose, fingers - before[:, 6], fingers - commanded])
 
 
-def render(config, states, scene, title, chunk=200):
+def render(config, states, title, chunk=200):
     """Images of these states, rendered by the actors.  [M, size, size, 3]"""
-    seen = replay.Shared(states=(states.shape, np.float64), scene=((len(states),), np.int64))
+    seen = replay.Shared(states=(states.shape, np.float64))
     items = replay.Shared(image=((len(states), config.size, config.size, 3), np.uint8))
-    seen.states[:], seen.scene[:] = states, scene
+    seen.states[:] = states
     crew = begin_crew(config, Renderer, items, (seen, chunk))
     try:
         with tqdm(total=len(states), desc=title, unit="image", disable=len(states) < 3_000) as bar:
@@ -392,7 +391,7 @@ class Renderer:
         self.board, self.number = board, number
         self.world = env.Kitchen(1, obs="features", size=config.size)
         step = chunk * max(config.actors, 1)
-        self.todo = list(range(number * chunk, len(seen.scene), step))
+        self.todo = list(range(number * chunk, len(seen.states), step))
         board.steps[number] = 0
 
     def ready(self):
@@ -400,9 +399,8 @@ class Renderer:
 
     def step(self):
         part = slice(begin := self.todo.pop(0), begin + self.chunk)
-        tasks = [env.Task(int(scene), 0) for scene in self.seen.scene[part]]
-        self.items.image[part] = self.world.render(self.seen.states[part], tasks)
-        self.board.steps[self.number] += len(tasks)
+        self.items.image[part] = self.world.render(self.seen.states[part])
+        self.board.steps[self.number] += len(self.seen.states[part])
 
 
 def begin_crew(config, actor, items, aids, weights=()):

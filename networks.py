@@ -7,8 +7,9 @@ MILI (https://arxiv.org/abs/2003.02636): section IV-A and figure 3.
     python networks.py      prints the networks and their numbers of parameters
 
 Departures from the papers, and what they leave open:
- 1. Policy and critic share one encoder, trained by the critic's loss alone: one pass a batch
-    instead of two.  The paper gives each its own network.
+ 1. Policy and critic share one encoder, trained by the critic's loss (and --tell's, departure 8 of
+    metamimic.py), never by the policy's: one pass a batch instead of two.  The paper gives each its
+    own network.
  2. The paper gives numbers of convolutions, channels and parameters, not how they are stacked.
     Both networks are IMPALA's stages (a convolution, pooling by 2, two residual blocks); widths
     give the stated 1.6 and 22 million parameters for two RGB images of 128 x 128.

@@ -276,6 +276,13 @@ def main():
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
         for name in [args.run] if args.run else RUNS:
             command = RUNS[name].format(seed=seed)
+            start = command.partition("--start ")[2]
+            trained = (RESULTS / f"{name}-{seed}.json").exists()
+            if start and not trained and not Path(start, "meta.npy").exists():
+                raise SystemExit(
+                    f"{name}-{seed} goes on from {start}, which is not here: move "
+                    f"results/{RESULTS.name}/{Path(start).name}.* away to train it"
+                )
             split = "val" if name == "classroom" else "test"
             run_once(RESULTS, name, command, seed, f"--split {split}", pairing)
 

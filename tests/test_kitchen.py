@@ -70,6 +70,13 @@ def test_arrangements_are_new_each_time_apart_and_in_sight():
                 assert (np.abs(circles[i][0, :, :2]) < 0.25).all()
                 for j in range(i):
                     assert env.gap(circles[i], circles[j][0]) > 0.03
+            pushes = [SLOTS[s][1:] for s in scenes()[number].named if SLOTS[s][0] == "push"]
+            for a, b in pushes[:1]:  # 6 cm apart, and the path is free
+                assert env.gap(circles[a], circles[b][0]) > 0.06
+                way = (xy[b] - xy[a]) / np.linalg.norm(xy[b] - xy[a])
+                start = xy[a] - (env.reach(prints[a]) + 0.05) * way
+                others = [circles[k] for k in range(5) if k not in (a, b)]
+                assert all(env.aside(circle, start, way)[0] > 0.045 for circle in others)
 
 
 # -- the world
@@ -193,7 +200,16 @@ def test_images_and_features():
     assert world.observe().shape == (2, 100, 100, 3)
     assert world.pose().shape == (2, 7)
     assert world.features().shape == (2, 51)
-    np.testing.assert_allclose(world.features()[:, :7], world.pose())
+    tool, qpos = world.pose()[:, None, :3], world.physics.qpos
+    turns = world.turn.reshape(2, 3, 3, 3)
+    parts = (world.pose(), world.place, turns[:, :, :, :2], world.place - tool,
+             world.physics.mocap - tool, qpos[:, 29:31])  # fmt: skip
+    flat = np.concatenate([part.reshape(2, -1) for part in parts], 1)
+    np.testing.assert_allclose(world.features(), flat, atol=1e-6)
+    other = world.get_state()[:1]
+    other[:, -1] = 999
+    with pytest.raises(ValueError, match=r"states are of scenes \[999\]; there are 170"):
+        world.render(other)
 
 
 @pytest.mark.parametrize(("obs", "shape"), [("features", (51,)), ("pixels", (64, 64, 3))])
@@ -309,6 +325,11 @@ def test_grasp_means_held_5_cm_up():
         assert (("grasp", thing) in achieved(world)) == (height[-1] > 0.05)
         world.step(operator.act())
     assert min(height) < 0.05 < max(height)
+    state = world.get_state()
+    state[0, 8] = 0.05  # the right jaw alone opens
+    world.set_state(state)
+    assert world.touching()[0, 1:3, thing].tolist() == [True, False]
+    assert ("grasp", thing) not in achieved(world)
     wide = hold(world)
     wide[0, 6] = 0.9
     for _ in range(4):

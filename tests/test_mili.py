@@ -106,7 +106,7 @@ def test_images_are_those_of_the_states_whoever_renders_them(begun, config):
     world = env.Kitchen(1, obs="features", size=run.config.size)
     for k in (0, 9):
         demo, part = run.episodes[k], slice(run.demos.first[k], run.demos.first[k] + 3)
-        images = world.render(demo["states"][:3], [env.Task(demo["scene"], 0)] * 3)
+        images = world.render(demo["states"][:3])
         np.testing.assert_array_equal(run.demos.image[part], images)
     apart = mili.Library(config(actors=2), run.episodes, "")
     np.testing.assert_array_equal(apart.image, run.demos.image)
@@ -323,7 +323,7 @@ def test_a_gripper_is_looked_for_where_its_image_shows_it():
     state, held = world.get_state(), []
     for xyz in ((0, -0.06, 0.2), (0.1, 0.1, 0.1), (-0.15, 0.05, 0.15)):
         state[0, 1:4], state[0, 7:9] = xyz, 0
-        image = world.render(state, world.tasks)[0]
+        image = world.render(state)[0]
         x, y = (mili.to_image(96, np.array(xyz)) + 1) * 48
         held.append(image[int(y) - 3 : int(y), int(x)].astype(int))  # just above the tips
     for pixels in held:
@@ -536,14 +536,14 @@ def test_two_that_belong_together_do_not_get_the_same_scenery():
 
 def test_the_mirror_is_where_the_image_has_it():
     """A gripper alone before the table, turned and tilted: mirrored, its outline is mirrored."""
-    world, task = env.Kitchen(1, obs="features", size=128), env.tasks_of("train")[0]
+    world = env.Kitchen(1, obs="features", size=128)
     state, table = world.get_state(), mili.empty_table(128).astype(int)
     state[0, 9:30] = np.tile([0, 0, -9, 1, 0, 0, 0], 3)  # its things are away
     state[0, world.physics.motion : -env.MEMORY].reshape(2, 3)[:, 2] = -9
 
     def outline(pose):
         state[0, 1:8], state[0, 8] = pose * env.Kitchen.JAW, pose[6] * env.Kitchen.JAW[6]
-        return abs(world.render(state, [task])[0] - table).max(2) > 20  # the lamp: 11
+        return abs(world.render(state)[0] - table).max(2) > 20  # the lamp: 11
 
     mirror = mili.MIRROR["action"]
     for pose in ([0.1, -0.05, 0.12, 0.5, -0.4, 0.5, 0.5], [-0.1, 0.1, 0.1, -0.4, 0.4, 0.5, 0.5]):

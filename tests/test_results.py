@@ -92,3 +92,4 @@ def test_a_seed_that_is_missing_is_trained_as_those_in_results_were():
         words = kitchen.RUNS[name].format(seed=seed)
         out = f"--seed {seed} --out runs/{path.stem}"
         assert facts["command"] == f"python train.py {words} {out}"
+        assert facts["run"] == f"runs/{path.stem}" or "carried_on" in facts

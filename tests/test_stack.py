@@ -343,6 +343,14 @@ def test_features_are_what_their_names_say(world):
     np.testing.assert_allclose(
         turn.transpose(0, 2, 1) @ turn, np.eye(2)[None].repeat(4, 0), atol=1e-6
     )
+    state = world.get_state()
+    for name, value in (
+        ("joints", state[:, 1:10]), ("joint_velocities", state[:, 24:33]),
+        ("pinch", world.pinch), ("pinch_velocity", world.pinch_velocity),
+    ):  # fmt: skip
+        np.testing.assert_allclose(part[name], value, atol=1e-5)
+    np.testing.assert_allclose(a[:, :3], state[:, 10:13], atol=1e-6)
+    np.testing.assert_allclose(b[:, :3], state[:, 17:20], atol=1e-6)
     body = [part[k] for k in ("joints", "joint_velocities", "pinch", "pinch_velocity")]
     np.testing.assert_array_equal(world.body(), np.concatenate(body, 1))
 
@@ -429,7 +437,7 @@ def test_bad_states_are_refused_and_change_nothing(world):
         world.render(np.zeros((2, 30)))
     with pytest.raises(ValueError, match=r"shape \(2, 66, 1\), expected \(2, 66\)"):
         world.render(np.zeros((2, 66, 1)))
-    for ids in ([7], [-1], [1, 1], [2, 1], [0.0], "all", [True, False], [[0]]):
+    for ids in ([7], [-1], [1, 1], [2, 1], [0.0], "all", [True, False], [[0]], np.eye(4, 2) > 0):
         with pytest.raises(ValueError, match="ids are"):
             world.reset(ids)
     np.testing.assert_array_equal(world.get_state(), before)
