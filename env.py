@@ -480,8 +480,8 @@ class Person:
     def __init__(self, world, style, seed=0):
         check(isinstance(world, Stack), "a Person stacks blocks: give it a Stack world")
         check(style in PEOPLE, f"style is {style!r}; it is one of {', '.join(PEOPLE)}")
-        self.world, self.seed, self.name = world, seed, PEOPLE.index(style)
-        self.style = {what: both[self.name] for what, both in STYLES.items()}
+        self.world, self.seed, self.number = world, seed, PEOPLE.index(style)
+        self.style = {what: of_each[self.number] for what, of_each in STYLES.items()}
         n, self.pace = world.n, max(1, world.horizon / 200) ** 0.95
         self.script = np.zeros((n, 13, 8))
         self.tremor = np.zeros((n, world.horizon + 1, 3))
@@ -498,7 +498,7 @@ class Person:
         ids = np.flatnonzero(self.episode != self.world.physics.episode)
         self.episode[ids] = self.world.physics.episode[ids]
         for i in ids:
-            rng = np.random.default_rng((1 + self.name, self.seed, i, self.episode[i]))
+            rng = np.random.default_rng((1 + self.number, self.seed, i, self.episode[i]))
             self.script[i] = self._draw_script(rng)
             shake = rng.normal(size=self.tremor[i].shape) * self.style["tremor"] / self.pace**0.2
             for before, now in zip(shake[:-1], shake[1:], strict=True):
@@ -1198,10 +1198,11 @@ def save_demo(path, arrays, world, seed, by, task=(-1, -1)):
 
 def how_to_make(world, folder, count=0):
     """Advice to whom DIR/stack200/A, or DIR/kitchen/train, lacks demonstrations."""
-    root, horizon = folder.parent.parent, folder.parent.name.removeprefix("stack")
+    root, name = folder.parent.parent, folder.parent.name
+    horizon = name.removeprefix("stack")
     flags = " --world kitchen" * (world == "kitchen")
-    flags += f" --horizon {horizon}" * horizon.isdecimal() + f" --count {count}" * (count > 500)
-    flags += f" --demos {root}" * (horizon.isdecimal() or horizon == "kitchen")
+    flags += f" --horizon {horizon}" * horizon.isdecimal() + f" --count {count}" * (count > 0)
+    flags += f" --demos {root}" * (horizon.isdecimal() or name == "kitchen")
     return f"make some with: python train.py demos{flags}"
 
 
@@ -1354,7 +1355,10 @@ def _demonstrate(job):
 
 
 def of_robot(i, rows):
-    """Robot i's demonstration.  What a step told is in the row after it, so not in the first."""
+    """Robot i's demonstration, of rows in the order of ARRAYS.
+
+    What a step told is in the row after it, so not in the first.
+    """
     arrays = {
         key: np.stack([row[k][i] for row in rows[1 - extra :]])
         for k, (key, (_, _, extra)) in enumerate(ARRAYS.items())

@@ -88,9 +88,7 @@ import replay
 # components, batch, lr and updates are its authors' published code's; the paper does not tell them.
 FLAGS = {
     "demos": ("folder of demonstrations", "demos", "demos", "demos"),
-    "method": (
-        "mili; meta: no trials; bc: nor is the policy shown anything; oracle, random: other pairs",
-    )
+    "method": ("mili; meta: no trials; bc: neither trials nor f(d); oracle, random: other pairs",)
     + ("mili", "mili", "mili"),
     "start": ("a run whose first policy and first round of trials to reuse", "", "", ""),
     "tasks": ("training tasks with demonstrations, of 520", 8, 200, 200),
@@ -104,7 +102,7 @@ FLAGS = {
     "augment": ("augment training images, departure 9: yes, or no as in the paper",)
     + ("yes", "yes", "no"),
     "lr": ("learning rate", 1e-3, 1e-3, 5e-4),
-    "lr_end": ("final learning rate of each training phase over the initial one", 0.05, 0.05, 1.0),
+    "lr_end": ("each phase's final learning rate, as a fraction of --lr", 0.05, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
     "updates": ("updates on demonstrations alone", 500, 3_000, 5_000),
     "rounds": ("rounds of trials", 1, 1, 1),

@@ -383,8 +383,7 @@ def film_rollouts(run):
 def film_both(above, below):
     """Episodes above others: [films, frames, 2 size, size, 3]."""
     world = env.Kitchen(1, obs="features", size=128, shadows=True)
-    show = lambda e: world.render(e["states"])
-    films = padded([show(episode) for episode in [*above, *below]])
+    films = padded([world.render(episode["states"]) for episode in [*above, *below]])
     return np.concatenate([films[: len(above)], films[len(above) :]], 2)
 
 

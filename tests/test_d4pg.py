@@ -453,7 +453,7 @@ def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
         ({"fd": 5, "task": "lift"}, "--fd needs --env stack --task stack"),
         (
             {"fd": 5, "task": "stack", "demos": "nowhere"},
-            "make some with: python train.py demos --horizon 20 --demos nowhere",
+            "make some with: python train.py demos --horizon 20 --count 5 --demos nowhere",
         ),
         ({"env": "gymnasium:Pendulum-v1", "obs": "pixels"}, "--obs pixels needs --env stack"),
     ],

@@ -205,7 +205,7 @@ def test_a_folder_is_loaded_in_order_and_must_hold_enough(folder):
     np.testing.assert_array_equal(demos[1]["states"], one["states"])
     with pytest.raises(ValueError, match=r"holds 0 .*, 1 wanted; .*train.py demos --world kitchen"):
         env.load_demos(folder / "none", "kitchen")
-    with pytest.raises(ValueError, match=r"holds 3 demonstrations, 4 wanted.*train.py demos$"):
+    with pytest.raises(ValueError, match=r"holds 3 demonstrations, 4 wanted.*demos --count 4$"):
         env.load_demos(folder / "A", "stack", count=4)
     with pytest.raises(ValueError, match=r"demos --horizon 60 --count 700 --demos x$"):
         env.load_demos("x/stack60/A", "stack", count=700)
