@@ -294,6 +294,14 @@ def test_a_run_goes_on_whose_metrics_are_lost(whole, tmp_path):
     assert [int(row["steps"]) for row in rows] == list(range(1400, 2401, 200))
 
 
+def test_a_run_goes_on_with_other_threads_as_on_another_machine(whole, tmp_path, monkeypatch):
+    folder, tuned = copy_of(whole[1], tmp_path), []
+    monkeypatch.setattr(d4pg, "tune", tuned.append)
+    train.main(["d4pg", "--resume", str(folder), "--steps", "1204", "--threads", "2"])
+    assert tuned == [2]
+    assert json.loads((folder / "config.json").read_text())["threads"] == 2
+
+
 def test_a_run_ends_after_so_many_minutes(tmp_path):
     flags = ["--steps", "1000000", "--minutes", "0.03", "--out", str(tmp_path / "run")]
     train.main([*TINY, *flags])
