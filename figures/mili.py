@@ -8,7 +8,7 @@ A seed is one run of MILI and, from its first policy and its trials, what it is 
 Fewer trials are the first of a second run, of 40,000.
 What is in results/mili already is not trained again.  A run leaves its curve (.csv) and its
 evaluation on the 40 test tasks, looked at once, with flags, commit, hardware and minutes (.json);
-`classroom` that on the validation tasks.
+`classroom` and what continues it that on the validation tasks.
 """
 
 import argparse
@@ -58,8 +58,13 @@ RUNS = {
     "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {SAME}",
     # is it the trials?  As many updates more, from the same first policy, of demonstrations alone:
     "longer": f"mili --trials 10000 --share 0 {LEARN} {SAME}",
-    # what a class sees, judged on validation tasks: in class with both cores, here with one
-    "classroom": f"mili {ONE_CORE}",
+    # what a class sees, and more rounds of it, judged on validation tasks
+    "classroom": "mili --save_minutes 5",
+    "classroom_2": "mili --rounds 2 --save_minutes 5",
+    "classroom_3": "mili --rounds 3 --save_minutes 5",
+    # as many updates more as three rounds have, of demonstrations alone:
+    "classroom_longer": "mili --rounds 3 --share 0 --trials 1500 --save_minutes 5 "
+    "--start runs/classroom-{seed}",
     # what could trials teach at most (were they of all tasks, and perfect), and how much has
     # departure 9 taught already?
     "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
@@ -69,6 +74,12 @@ NAMES = {"bc": "behaviour cloning", "meta": "meta-imitation", "random": "random 
          "mili": "MILI", "oracle": "oracle pairs", "longer": "no trials, as many updates",
          "all_tasks": "20,800 demonstrations, no trials"}  # fmt: skip
 ROUNDS = ("rounds_2", "rounds_3")
+CLASSROOM = {
+    "classroom": "MILI, 6,000 trials",
+    "classroom_2": "two such rounds",
+    "classroom_3": "three",
+    "classroom_longer": "no trials, as many updates as three",
+}
 PAPER = {f"{name}_success": mili.PAPER[name] for name in ("meta", "mili", "oracle")}
 PAPER |= {"mili_relative_gain": "0.368", "mili_over_oracle": "0.97"}
 
@@ -144,10 +155,11 @@ def claims():
         add("plain_meta_success", "plain", before)
         add("plain_relative_gain", "plain", after / before - 1, after.mean() / before.mean() - 1)
     if ready("classroom"):
-        after, before = values("classroom", "success"), values("classroom", "meta_success")
-        add("classroom_mili_success", "classroom", after)
-        add("classroom_meta_success", "classroom", before)
-        add("classroom_gain", "classroom", after - before)
+        add("classroom_meta_success", "classroom", values("classroom", "meta_success"))
+    for run in filter(ready, CLASSROOM):
+        after, before = values(run, "success"), values(run, "meta_success")
+        add(f"{run}_success", run, after)
+        add(f"{run}_gain", run, after - before)
     for run in filter(ready, ROUNDS):
         add(f"mili_{run}", run, values(run, "success"))
     for column in ("precision", "recall", "kept_precision") if ready("mili") else ():
@@ -177,13 +189,16 @@ def tables(found):
     trials = [cell(every[f"mili_trials_{size}"]) for size in sizes]
     pairs = [[text, cell(every.get(name), percent)] for name, text in PAIRS.items()]
     names = {title(name): text for name, text in NAMES.items()}
-    inclass = [cell(every.get(f"classroom_{n}")) for n in ("meta_success", "mili_success", "gain")]
+    inclass = {name: text for name, text in CLASSROOM.items() if f"{name}_gain" in every}
+    inclass = [[text, *(cell(every[f"{name}_{end}"]) for end in ("success", "gain"))]
+               for name, text in inclass.items()]  # fmt: skip
+    inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""], *inclass]
     return {
         "MILI": table(head, lines(names, "_success") + lines(MORE)),
         "MILI's gain": table(head, lines(RATIOS)),
         "Trials": table(["trials", *(f"{size:,}" for size in sizes)], [["success", *trials]]),
         "Pairs": table(["pairs of trials", ""], pairs),
-        "Classroom": table(["first policy (meta)", "MILI", "gain"], [inclass]),
+        "Classroom": table(["", "success", "gain"], inclass),
     }
 
 
@@ -283,7 +298,7 @@ def main():
                     f"{name}-{seed} goes on from {start}, which is not here: move "
                     f"results/{RESULTS.name}/{Path(start).name}.* away to train it"
                 )
-            split = "val" if name == "classroom" else "test"
+            split = "val" if name in CLASSROOM else "test"
             run_once(RESULTS, name, command, seed, f"--split {split}", pairing)
 
 
