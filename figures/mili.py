@@ -189,10 +189,9 @@ def tables(found):
     trials = [cell(every[f"mili_trials_{size}"]) for size in sizes]
     pairs = [[text, cell(every.get(name), percent)] for name, text in PAIRS.items()]
     names = {title(name): text for name, text in NAMES.items()}
-    inclass = {name: text for name, text in CLASSROOM.items() if f"{name}_gain" in every}
-    inclass = [[text, *(cell(every[f"{name}_{end}"]) for end in ("success", "gain"))]
-               for name, text in inclass.items()]  # fmt: skip
-    inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""], *inclass]
+    inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""]]
+    inclass += [[text, *(cell(every[f"{name}_{end}"]) for end in ("success", "gain"))]
+                for name, text in CLASSROOM.items() if f"{name}_gain" in every]  # fmt: skip
     return {
         "MILI": table(head, lines(names, "_success") + lines(MORE)),
         "MILI's gain": table(head, lines(RATIOS)),
