@@ -245,7 +245,7 @@ class Library:
         for e, n in zip(self.first, length, strict=True):
             path = self.pose[e : e + n, :3]
             then.append(e + later_frames(path[:, 2]))
-            at.append(touched_and_goal(path, moved_mask(self.image[e : e + n], home)))
+            at.append(touched_and_goal(path, *object_masks(self.image[e : e + n], home)))
         then, self.yaw = np.concatenate(then), self.pose[:, 5]
         self.keypoints = np.concatenate([self.pose[then, :2], np.concatenate(at)], 1)
         self.turned = twice(self.yaw[then[:, networks.LANDING]])
@@ -283,12 +283,12 @@ def later_frames(z):
     return np.stack([np.minimum(now + SOON, end), down[following], np.full_like(now, end)], 1)
 
 
-def touched_and_goal(path, mask, much=0.03):
+def touched_and_goal(path, moved, still, much=0.03):
     """Labels: where the touched object is, and the one that it is brought to.  [T, 2, 2]
 
     By the gripper's path [T, 3]: its first and its last landing.  If it slides after landing, it
-    pushes: the touched object is what has moved ahead of it (a mask of the image [H, W]), and the
-    other lies beyond that, where the slide ends.
+    pushes: the touched object is what has moved ahead of it, and the other is what is still near
+    where that must have stopped (masks of the image, [H, W]).
     """
     xy, z = path[:, :2], path[:, 2]
     down = landings(z) or [len(z) - 1]
@@ -298,16 +298,18 @@ def touched_and_goal(path, mask, much=0.03):
     off = np.zeros((2, 2))  # of the two objects from the gripper
     if np.hypot(*way) > MIN_SLIDE:
         way, end = way / np.hypot(*way), low
-        off[0] = mean_shift(mask, start + PUSH_AHEAD * way) - start
-        off[1] = (np.hypot(*off[0]) + GOAL_BEYOND) * way
+        off[0] = mean_shift(moved, start + PUSH_AHEAD * way) - start
+        beyond = xy[end] + (np.hypot(*off[0]) + GOAL_BEYOND) * way
+        off[1] = mean_shift(still, beyond) - xy[end]  # a trial's push may have gone askew
     touched = xy[np.clip(np.arange(len(z)), down[0], end)]  # it moves along from landing to end
     return np.stack([touched + off[0], np.tile(xy[end] + off[1], (len(z), 1))], 1)
 
 
-def moved_mask(images, home, much=24):
-    """Mask of pixels that show an object in the first image and change later.  [H, W]"""
-    something = np.abs(images[0].astype(int) - home).max(2) > much
-    return something & (images != images[0]).any((0, 3))
+def object_masks(images, home, much=24):
+    """Pixels that show an object in the first image: those that change, those still at the end."""
+    differ = lambda image: np.abs(images[0].astype(int) - image).max(2) > much
+    something, changes = differ(home), (images != images[0]).any((0, 3))
+    return something & changes, something & ~differ(images[-1])
 
 
 def mean_shift(mask, point, wide=0.03):

@@ -573,18 +573,25 @@ def test_a_gripper_lands_where_it_comes_down_before_it_rises():
 
 
 def test_what_is_touched_is_where_a_gripper_lands_or_before_it_where_it_slides():
-    """In cm: a press, a place, and a push to the right of 20 cm; first and last frame of each.
+    """In cm: a press, a place, and two pushes to the right of 20 cm; first and last frame of each.
 
     What was pushed lay 10 cm ahead; another thing that moved, far from there, is another matter.
+    What it met is what stands there, be it a little askew, or else straight on.
     """
     press = [[0, 9, 20], [3, 3, 9], [4, 2, 3], [4, 2, 3]]
     cells = 100 * env.scene_camera(0, 64, False).on_table(64)
-    moved = (np.abs(cells - [-2, 3]) < 3).all(2) | (np.abs(cells - [9, -8]) < 2).all(2)
+    thing = lambda x, y, half: (np.abs(cells - [x, y]) < half).all(2)
+    moved, nothing = thing(-2, 3, 3) | thing(9, -8, 2), np.zeros((64, 64), bool)
     place = [[0, 0, 20], [5, 5, 2], [5, 5, 12], [9, -5, 13], [9, -5, 4], [9, -5, 14]]
     push = [[0, 0, 20], [-12, 3, 2], [-4, 3, 2], [4, 3, 1], [8, 3, 2]]
-    for path, touched, met in ((press, [[4, 2]] * 2, [4, 2]), (place, [[5, 5], [9, -5]], [9, -5]),
-                               (push, [[-2, 3], [18, 3]], [24, 3])):  # fmt: skip
-        found = 100 * mili.touched_and_goal(np.array(path) / 100, moved)
+    askew = thing(22, 8, 2) | thing(22, -12, 2)
+    for path, still, touched, met in (
+        (press, askew, [[4, 2]] * 2, [4, 2]),
+        (place, askew, [[5, 5], [9, -5]], [9, -5]),
+        (push, nothing, [[-2, 3], [18, 3]], [24, 3]),
+        (push, askew, [[-2, 3], [18, 3]], [22, 8]),
+    ):
+        found = 100 * mili.touched_and_goal(np.array(path) / 100, moved, still)
         assert found.shape == (len(path), 2, 2)
         np.testing.assert_allclose(found[[0, -1], 0], touched, atol=0.5)
         np.testing.assert_allclose(found[:, 1], [met] * len(path), atol=0.5)
@@ -600,7 +607,7 @@ def test_what_is_touched_is_what_the_task_is_about(begun):
         family, *which = env.SLOTS[task.slot]
         lie = (world.buttons if family == "press" else world.place)[0, :, :2]
         off = run.demos.keypoints[first, networks.AIMS :] - lie[[which[0], which[-1]]]
-        far = (0.04, 0.08) if family == "push" else (0.03, 0.03)
+        far = (0.04, 0.06) if family == "push" else (0.03, 0.03)
         assert (np.linalg.norm(off, axis=1) < far).all()
 
 
