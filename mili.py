@@ -27,17 +27,17 @@ Departures from the paper, and what it leaves open:
     partners and one of its eight most similar (eq. 2 has any pair), as more of these are right.
     L_c is still trained, on the demonstrations, so that the next round has an embedding to pair
     with (line 24 has eq. 2 alone).  That round pairs all trials anew (line 21 keeps old pairs).
- 7. α maximises the F1 of pairing validation demonstrations, as if these were of --tasks tasks: the
-    more tasks, the more pairs are wrong.  Trials achieve yet other tasks, so that more of their
-    pairs are wrong than this predicts.  --alpha 0.9 is the paper's.
+ 7. α has the best F1 on pairs of validation demonstrations.  The more tasks, the more pairs are
+    wrong: wrong ones are counted as if there were --tasks tasks.  Trials achieve yet other tasks,
+    so that fewer of their pairs are right than this predicts.  --alpha 0.9 is the paper's.
  8. Auxiliary losses teach the policy where to go, as most actions tell only roughly where they
     lead.  Two keypoints are the object that is touched and the one it is brought to, labelled by
-    the gripper's path and by what moved ahead of it.  From these, three more are found: where the
-    gripper is 5 steps later, where it next comes down, and where it ends: a push begins behind one
-    object as seen from another, where the image shows nothing.  A crop around the next landing, in
-    training half of the time rotated, tells exactly where that is, and the yaw there: the mixture's
-    is relative to a turn towards it.  f learns to find the gripper.  The networks for this are
-    departure 5 of networks.py.
+    the gripper's path; of a push, by what moved ahead of it and what stands where that stopped.
+    From these, three more are found: where the gripper is 5 steps later, where it next comes down,
+    and where it ends: a push begins behind one object as seen from another, where the image shows
+    nothing.  A crop of the image around the next landing (in training, half of them are rotated)
+    tells its exact place and yaw; the mixture's yaw is relative to a turn towards that one.  f
+    learns to find the gripper.  The networks for this are departure 5 of networks.py.
  9. Training images are augmented.  Two hundred tasks are easily memorised: where a scene is
     demonstrated with one task alone, the scene identifies the task, and the demonstration is
     ignored.  So static parts of an image are replaced by static parts of others, half of the
@@ -45,6 +45,7 @@ Departures from the paper, and what it leaves open:
 10. A demonstration is cloned until its task is done, a trial until all that it achieved is done.
     Later frames look like earlier ones: robots stopped above a button that they had not pressed
     yet, and half of a push's trial came after the push, as the robot did not know it was done.
+    f sees no later ones either, of demonstrations of unseen tasks, too: their rewards tell when.
     Four steps after a place are kept: fingers just opened still touch, and may have to withdraw.
     So the world tells more of a trial than F's yes or no: when all was done, and if it was a place.
 11. Training poses are noisy; actions are exact, and so is the yaw that turns are relative to: the
@@ -56,8 +57,8 @@ Departures from the paper, and what it leaves open:
 14. After a useless trial a script drives the gripper home, and it tries again with the objects as
     they are, up to --tries times in a row, each judged from when it was home.  Only useful tries
     are learned from, with their way home: demonstrations do not fail, so a policy trained on them
-    alone knows no way back; and most starts are either mastered or not, so that without retries
-    useful trials come from those that are.
+    alone knows no way back; and from most starts it succeeds always or never, so that without
+    retries useful trials are of what is mastered already.
 15. Half of the trials (--elsewhere) begin in scenes of other tasks than the demonstrated one, as
     section IV-B has "new scenes"; algorithm 1, line 12, has the task's own.
 16. Meta-imitation is the policy before its trials; behaviour cloning is the same without f(d).
@@ -287,7 +288,7 @@ def touched_and_goal(path, moved, still, much=0.03):
     """Labels: where the touched object is, and the one that it is brought to.  [T, 2, 2]
 
     By the gripper's path [T, 3]: its first and its last landing.  If it slides after landing, it
-    pushes: the touched object is what has moved ahead of it, and the other is what is still near
+    pushes: the touched object is what has `moved` ahead of it, and the other is what is `still`
     where that must have stopped (masks of the image, [H, W]).
     """
     xy, z = path[:, :2], path[:, 2]
@@ -876,8 +877,10 @@ class Run:
     @property
     def bytes(self):
         """Most memory that images of demonstrations and trials will take."""
-        frames, config = sum(len(e["states"]) for e in self.episodes), self.config
-        return frames * 3 * config.size**2 + (len(self.phases) > 1) * config.memory_gb * 1e9
+        frames = lambda steps: (steps + 1) * 3 * self.config.size**2
+        tries = sum(length for what, _, length in self.phases if what == "trials")
+        demos = sum(frames(len(e["actions"])) for e in self.episodes)
+        return demos + min(tries * frames(50), self.config.memory_gb * 1e9)  # of 50 steps
 
     def allocate(self):
         """Nothing to allocate yet: images enter shared memory as they are rendered."""
@@ -1031,7 +1034,8 @@ class Run:
         advice = "no two trials have a task in common: begin a run that tries more (--trials)"
         if config.method == "mili":
             advice = f"no two trials are more alike than α = {alpha:.2f}, the most alike of the "
-            advice += f"first have {best:.2f}: lower --alpha; {self.trials_stay()}"
+            advice += f"first have {best:.2f}: begin a run with a lower --alpha, such as "
+            advice += f"{max(best - 0.05, 0.01):.2f}; {self.trials_stay()}"
         env.check(worth["pairs"] > 0, advice)
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
         path = self.folder / f"pairs{iteration}.npz"
@@ -1041,8 +1045,8 @@ class Run:
         return (
             f"{useful:,} of {tried:,} trials were useful, {len(trials):,} are kept; "
             f"{by} makes {worth['pairs']:,} pairs, {100 * worth['precision']:.0f} % "
-            f"of them of one task, {100 * worth['recall']:.0f} % of all such; of a trial's most "
-            f"alike, {100 * worth['kept_precision']:.0f} %"
+            f"of them of one task, which are {100 * worth['recall']:.0f} % of all such; of the "
+            f"partners that are kept, {100 * worth['kept_precision']:.0f} % show a trial's task"
         )
 
     def read_pairs(self, iteration):
@@ -1152,10 +1156,12 @@ def completed(config):
 def first_policy(config):
     """The first policy of --start's run, which must have the same flags TRIED_WITH."""
     try:
-        weights = np.load(Path(config.start) / "meta.npy", allow_pickle=False)
         theirs = json.loads((Path(config.start) / "config.json").read_text())
+        begun_as = theirs.get("start")
+        weights = None if begun_as else np.load(Path(config.start) / "meta.npy", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"--start {config.start}: no run that has a first policy") from error
+    env.check(not begun_as, f"--start {config.start} goes on from another: --start {begun_as}")
     tried = theirs.get("method") not in ("meta", "bc")
     env.check(tried, f"--start {config.start} is a run without trials; leave it out")
     for name in TRIED_WITH:
@@ -1206,6 +1212,7 @@ def table(folder, config, results):
         free = {*MAY_DIFFER, *(OF_TRIALS if without else ())}
         alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in free)
         alike &= "steps" in found and found.get(judged) == results[judged]
+        alike &= other.get("share", 0) > 0 or not without  # else no trials were learned from
         if alike and found["steps"] == length_of(SimpleNamespace(**other)):
             columns.setdefault(other["method"], found)
     methods = [name for name in ("bc", "meta", "random", "mili", "oracle") if name in columns]

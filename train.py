@@ -151,7 +151,10 @@ def work(run, folder, config, resume, tensorboard, stop):
     clock = time.monotonic()
     try:
         state = load_newest(folder) if resume else None
-        ended = state and int(state["board"]["steps"].sum()) >= run.config.steps
+        taken, steps = int(state["board"]["steps"].sum()) if state else 0, run.config.steps
+        good = taken <= steps or config.algorithm != "mili"
+        env.check(good, f"{taken:,} steps are taken, these --rounds have {steps:,}: raise --rounds")
+        ended = state and taken >= steps
         if ended and (folder / "results.json").exists():  # else: killed before its results
             once = getattr(config, "method", "") in ("meta", "bc")
             env.check(not once, f"all updates are taken: python train.py eval {folder}")
@@ -406,7 +409,7 @@ def measure(args):
         if args.demo:
             results = imitate_file(args, run)
         else:
-            name = "eval-test" if args.split == "test" else "eval"
+            name = "eval" if run.split == "val" else f"eval-{run.split}"
             results = report(folder, config, run, args.episodes, name)
     print(json.dumps({"run": str(folder), "steps": steps} | rounded(results)))
 

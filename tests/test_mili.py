@@ -330,9 +330,12 @@ def test_a_gripper_is_looked_for_where_its_image_shows_it():
         assert (abs(pixels - [70, 73, 80]) < 25).all()  # its dark grey
 
 
-@pytest.mark.parametrize("method", ["mili", "bc"])
-def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method):
-    """Eq. 2 and 3, a demonstration at a time, against one update; eq. 1: under none."""
+@pytest.mark.parametrize(("method", "tasks"), [("mili", 3), ("mili", 2), ("bc", 3)])
+def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method, tasks):
+    """Eq. 2 and 3, a demonstration at a time, against one update; eq. 1: under none.
+
+    The last pair may be of trials, which repel nobody: they may show any task.
+    """
     run = begun(method=method)
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # whatever the processor: `d4pg.tune`
     agent, library, rng = run.agent, run.demos, np.random.default_rng(0)
@@ -381,8 +384,8 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method):
                     oil.append(mili.negative_log_likelihood(mixture, move).item())
                     p = torch.sigmoid(end).item()
                     ends.append(-math.log(p if done else 1 - p))
-    unlike = literal_contrastive(list(f[0]), list(f[1]), 1.0)
-    metrics = agent.update(batch, 3)
+    unlike = literal_contrastive(list(f[0, :tasks]), list(f[1, :tasks]), 1.0)
+    metrics = agent.update(batch, tasks)
     np.testing.assert_allclose(
         [metrics[name] for name in mili.LOSSES],
         [np.mean(oil), unlike, *map(np.mean, (ends, ways, hands, downs, turns))],
@@ -426,6 +429,29 @@ def test_pairs_are_two_demonstrations_of_a_task_each_task_once(begun):
         assert (tasks[:, 0] == tasks[:, 1]).all()
         assert len(set(tasks[:, 0])) == 6
         assert (pairs[:, 0] != pairs[:, 1]).all()
+
+
+@pytest.mark.parametrize(("iteration", "share", "trials"), [(0, 0.5, 0), (1, 0.5, 2), (1, 0, 0)])
+def test_after_trials_a_part_of_a_batch_is_pairs_of_trials(begun, iteration, share, trials):
+    """They come last, each with a partner of its own; --share says how many."""
+    run, seen = begun(share=share), []
+    run.trials = mili.Library(run.config, run.episodes, "")
+    for library in (run.demos, run.trials):  # of whatever moment: which episode it is of
+        number = np.repeat(np.arange(len(library)), library.length)
+        library.done = np.float32(number + 100 * (library is run.trials))
+    run.partners = np.full((len(run.trials), mili.PARTNERS), -1)
+    run.partners[[3, 5], 0] = 5, 3
+    losses = dict.fromkeys(mili.LOSSES, 0.0)
+    run.agent.update = lambda batch, n: seen.append((batch["done"], n)) or losses
+    run.learn(iteration, 0)
+    ((done, n),) = seen
+    which = done[:, :, 0]  # [N, 2]
+    assert (which == done.min(2)).all()
+    assert n == run.config.batch - trials
+    assert (which[:n] < 100).all()
+    assert all(sorted(pair) == [103, 105] for pair in which[n:])
+    shown = run.demos.tasks.argmax(1)[which[:n].astype(int)]
+    assert (shown[:, 0] == shown[:, 1]).all()
 
 
 def test_embeddings_have_length_1_and_know_images_alone(begun):
@@ -841,6 +867,49 @@ def test_a_chunk_of_trials_is_the_same_whoever_makes_it(begun, tmp_path):
     assert [p.stat().st_mtime_ns == t for p, t in zip(made[0], times)] == [True, True, False, True]
 
 
+@pytest.mark.parametrize("iteration", [1, 2])
+def test_who_tries_is_the_policy_as_it_is_by_then(begun, iteration):
+    run = begun(rounds=2)
+    run.meta = run.agent.weights()
+    run.agent.load_weights(run.meta + 0.5)
+    run.steps = run.config.updates + (iteration - 1) * (run.config.trials + 1 + run.config.retrain)
+    run.round()
+    np.testing.assert_array_equal(run.crew.here.agent.weights(), run.meta + 0.5)
+
+
+def test_each_robot_is_shown_its_own_task_and_judged_by_it(begun, monkeypatch):
+    """The first of a family's two tasks is done each time, its second at every other one."""
+    run, tasks, seen = begun(), env.tasks_of("val"), []
+    f, _ = run.look_at("val")
+
+    def rollout(agent, world, shown, rng, stop):
+        seen.append(shown)
+        slots = np.arange(len(env.SLOTS))
+        done = [k % 2 == 0 or len(seen) % 2 == 0 for k in range(len(tasks))]
+        return [{"achieved": (slots == task.slot) == d} for d, task in zip(done, tasks)]
+
+    monkeypatch.setattr(mili, "rollout", rollout)
+    found = run.success(4, None)
+    assert found == {"success": 0.75} | dict.fromkeys(env.FAMILIES, 0.75)
+    each = f.reshape(len(tasks), 2, -1)  # two demonstrations of each, in turn
+    for k, shown in enumerate(seen):
+        np.testing.assert_array_equal(shown, each[:, k % 2])
+
+
+def test_the_first_policy_is_judged_beside_the_present_one(begun, monkeypatch):
+    run = begun()
+    run.meta = run.agent.weights()
+    now = run.meta + 1
+    run.agent.load_weights(now)
+    mean = lambda run, *_: dict.fromkeys(("success", *env.FAMILIES), run.agent.weights().mean())
+    monkeypatch.setattr(mili.Run, "success", mean)
+    results = run.evaluate(3)
+    for name in ("success", *env.FAMILIES):
+        assert results[name] == pytest.approx(now.mean())
+        assert results["meta_" + name] == pytest.approx(run.meta.mean())
+    np.testing.assert_array_equal(run.agent.weights(), now)
+
+
 def test_trials_are_kept_as_they_were(begun, tmp_path):
     trials = begun().episodes[:3]
     mili.save_trials(tmp_path / "x.npz", trials)
@@ -1133,6 +1202,8 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     results, again = (json.loads((out / f"{k}.json").read_text()) for k in ("results", "eval"))
     assert {k: line[k] for k in results} == results == again
     (out / "results.json").unlink()  # killed before it could tell
+    with pytest.raises(SystemExit, match="94 steps are taken, these --rounds have 57"):
+        train.main(["mili", "--resume", str(out), "--rounds", "1"])
     train.main(["mili", "--resume", str(out)])
     assert json.loads((out / "results.json").read_text()) == results
     assert columns(out)[-1] == columns(tmp_path / "parts")[-1]
@@ -1162,6 +1233,7 @@ def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
         ("oracle", {"method": "oracle", "start": "x"}, 0.75, 40, 57),
         ("early", {"method": "oracle"}, 0.625, 40, 56),
         ("random", {"method": "random", "seed": 1}, 0.5, 40, 57),
+        ("longer", {"share": 0.0}, 0.375, 40, 57),  # no trials, as many updates
         ("meta", {"method": "meta"}, 0.5, 400, 20),
     ):
         (tmp_path / name).mkdir()
@@ -1242,7 +1314,8 @@ def test_no_useful_trial_or_no_pair_says_what_to_change(begun):
         run.round()
     as_trials(run, run.episodes)
     run.config.alpha = 1.0
-    with pytest.raises(ValueError, match=r"no two trials are more alike than α = 1.00.*--alpha"):
+    words = r"no two trials are more alike than α = 1.00, .*a lower --alpha, such as 0\.\d\d; the"
+    with pytest.raises(ValueError, match=words):
         run.round()
     run.config.method = "oracle"
     as_trials(run, run.episodes[:: run.config.per_task])
@@ -1289,6 +1362,10 @@ def test_a_run_may_take_over_the_policy_and_trials_of_another(begun, tmp_path):
     with pytest.raises(ValueError, match="its first policy is of other networks"):
         second.start()
     np.save(first.folder / "meta.npy", first.meta)
+    (first.folder / "config.json").write_text(json.dumps(vars(first.config) | {"start": "other"}))
+    with pytest.raises(ValueError, match="goes on from another: --start other"):
+        second.start()
+    (first.folder / "config.json").write_text(json.dumps(vars(first.config)))
     second.folder = tmp_path / "second"
     second.start()
     np.testing.assert_array_equal(second.agent.weights(), first.agent.weights())
