@@ -48,6 +48,8 @@ def run_once(results, name, command, seed, options="", after=None):
     with open(f"runs/{out.name}.log", "a") as log:
         if not (folder / "results.json").exists():
             subprocess.run(words, check=True, stdout=log, stderr=log)
+        if not (folder / "results.json").exists():
+            raise SystemExit(f"{folder} was stopped before its end; the same command goes on")
         words = [sys.executable, "train.py", "eval", str(folder), *options.split()]
         told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
     curve = (folder / "metrics.csv").read_text()
