@@ -1125,6 +1125,9 @@ class Run:
 
     def load(self, state):
         self.load_policies(state)
+        taken, most = self.steps, self.config.steps
+        advice = f"{taken:,} steps are taken, these --rounds have {most:,}: raise --rounds"
+        env.check(taken <= most, advice)
         self.updates, self.losses, self.since = (state[k] for k in ("updates", "losses", "since"))
 
     def close(self):

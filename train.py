@@ -151,21 +151,18 @@ def work(run, folder, config, resume, tensorboard, stop):
     clock = time.monotonic()
     try:
         state = load_newest(folder) if resume else None
-        taken, steps = int(state["board"]["steps"].sum()) if state else 0, run.config.steps
-        good = taken <= steps or config.algorithm != "mili"
-        env.check(good, f"{taken:,} steps are taken, these --rounds have {steps:,}: raise --rounds")
-        ended = state and taken >= steps
-        if ended and (folder / "results.json").exists():  # else: killed before its results
+        taken = int(state["board"]["steps"].sum()) if state else -1
+        if taken >= run.config.steps and (folder / "results.json").exists():  # else: killed before
             once = getattr(config, "method", "") in ("meta", "bc")
             env.check(not once, f"all updates are taken: python train.py eval {folder}")
             flag = "rounds" if config.algorithm == "mili" else "steps"
             advice = f"raise --{flag} to go on, or: python train.py eval {folder}"
             raise ValueError(f"--{flag} {getattr(config, flag)} are taken; {advice}")
-        (folder / "results.json").unlink(missing_ok=True)  # of an earlier end
+        run.start(state)  # what fails until here leaves an earlier end as it is
+        (folder / "results.json").unlink(missing_ok=True)
         text = json.dumps(vars(config), indent=1)
         env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
         log = Log(folder, tensorboard, state)
-        run.start(state)
         log.latest = {"steps": run.steps, "updates": run.updates}
         loop(run, folder, log, config, stop, clock)
     finally:

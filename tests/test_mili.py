@@ -1204,6 +1204,7 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     (out / "results.json").unlink()  # killed before it could tell
     with pytest.raises(SystemExit, match="94 steps are taken, these --rounds have 57"):
         train.main(["mili", "--resume", str(out), "--rounds", "1"])
+    assert json.loads((out / "config.json").read_text())["rounds"] == 2
     train.main(["mili", "--resume", str(out)])
     assert json.loads((out / "results.json").read_text()) == results
     assert columns(out)[-1] == columns(tmp_path / "parts")[-1]

@@ -277,6 +277,12 @@ def test_a_run_that_can_be_read_by_nobody_is_left_as_it_is(whole, tmp_path, monk
         with pytest.raises(SystemExit, match="can't allocate"):
             train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
     assert (folder / "step000000001200.pt").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(d4pg.Crew, "begin", short)
+        with pytest.raises(SystemExit, match="can't allocate"):
+            train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
+    assert json.loads((folder / "config.json").read_text())["steps"] == 1200
+    assert (folder / "results.json").exists()
     (folder / "step000000001200.pt").write_bytes(b"nothing")
     for _ in range(2):
         with pytest.raises(SystemExit, match=r"no checkpoint of .* could be read"):
