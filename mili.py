@@ -37,7 +37,8 @@ Departures from the paper, and what it leaves open:
     and where it ends: a push begins behind one object as seen from another, where the image shows
     nothing.  A crop of the image around the next landing (in training, half of them are rotated)
     tells its exact place and yaw; the mixture's yaw is relative to a turn towards that one.  f
-    learns to find the gripper.  The networks for this are departure 5 of networks.py.
+    learns to find the gripper in each frame, and both objects by comparing the first frame with the
+    last, as what a push goes to is never near the gripper.  Networks: departure 5 of networks.py.
  9. Training images are augmented.  Two hundred tasks are easily memorised: where a scene is
     demonstrated with one task alone, the scene identifies the task, and the demonstration is
     ignored.  So static parts of an image are replaced by static parts of others, half of the
@@ -546,7 +547,7 @@ class Agent:
         batch = {k: v.flatten(0, 2) for k, v in batch.items()}  # a row a frame: B = 2 N F
         images, pose = batch["image"], batch["pose"]
         coarse, maps = look(images)
-        f, found = embed(images, coarse, F)
+        f, (hand, objects) = embed(images, coarse, F)
         f = f.unflatten(0, (N, 2))
         shown = f.flip(1) if config.method != "bc" else 0 * f  # d_m is cloned under f(d_n)
         shown = shown[:, :, None].expand(-1, -1, F, -1).flatten(0, 2)
@@ -558,18 +559,21 @@ class Agent:
         L_oil = negative_log_likelihood(mixture, move).mean()  # eq. 2
         L_c = contrastive(f[:n, 0], f[:n, 1], config.beta)
         L_end = torch.nn.functional.binary_cross_entropy_with_logits(end, batch["done"])
-        L_hand = networks.heatmap_loss(found, batch["hand"][:, None]).mean()
+        L_hand = networks.heatmap_loss(hand, batch["hand"][:, None]).mean()
+        at_first = batch["places"][::F, networks.AIMS :]
+        L_objects = networks.heatmap_loss(objects, at_first).mean()
         L_keypoints = networks.heatmap_loss(heat, batch["places"]).mean()
         L_keypoints = L_keypoints + torch.nn.functional.smooth_l1_loss(offset, way, beta=0.3)
         L_down = torch.nn.functional.smooth_l1_loss(down, way[:, networks.LANDING], beta=0.1)
         L_turn = torch.nn.functional.mse_loss(turned, batch["turned"])
         loss = L_oil + L_c  # eq. 3, and departures 4 and 8:
-        loss = loss + L_end + L_keypoints + L_hand + CROP_WEIGHT * (L_down + L_turn)
+        loss = loss + L_end + L_keypoints + CROP_WEIGHT * (L_down + L_turn) + L_hand + L_objects
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.nets.parameters(), 10.0)
         self.adam.step()
-        metrics = torch.stack([L_oil, L_c, L_end, L_keypoints, L_hand, L_down, L_turn]).tolist()
+        parts = (L_oil, L_c, L_end, L_keypoints, L_down, L_turn, L_hand, L_objects)
+        metrics = torch.stack(parts).tolist()
         if not np.isfinite(metrics).all():
             raise FloatingPointError(f"losses are {metrics}: not finite; lower --lr")
         return dict(zip(LOSSES, metrics, strict=True))
@@ -604,7 +608,7 @@ class Agent:
         self.adam.load_state_dict({"state": state["adam"], "param_groups": groups})
 
 
-LOSSES = ("oil", "contrastive", "end", "keypoints", "hand", "down", "turn")
+LOSSES = ("oil", "contrastive", "end", "keypoints", "down", "turn", "hand", "objects")
 
 
 def scaled(pose):

@@ -22,8 +22,10 @@ Departures from the papers, and what they leave open:
     depend on the embedding and the pose, maps of half the image's size, and return positions on the
     table beside features; those trained as keypoints (OBJECTS, AIMS) use only the cells around the
     hottest.  A softmax keeps no picture, so three convolutions look at a crop around one keypoint
-    and predict where exactly the gripper comes down and its yaw there; three look at a crop around
-    the gripper, for the embedding.  Embeddings are centred on their batch before normalisation.
+    and predict where exactly the gripper comes down and its yaw there; for the embedding, three
+    look at a crop around the gripper, three at crops around the objects that it is about, found
+    from its first and last frame together.  Embeddings are centred on their batch before
+    normalisation.
 """
 
 import contextlib
@@ -257,6 +259,11 @@ def rotate(vector, angle):
     return torch.stack([c * x - s * y, s * x + c * y], 1)
 
 
+def upright_crop(images, places):
+    """Crops that are not rotated; no slope leads to the places."""
+    return crop(images, places.detach(), torch.zeros_like(places[:, 0]))
+
+
 def crop_encoder(width, outputs=64):
     """Encoder of a crop: three convolutions, for the detail that a spatial softmax loses."""
     return nn.Sequential(
@@ -267,35 +274,46 @@ def crop_encoder(width, outputs=64):
     )  # fmt: skip
 
 
+OBJECTS = 2  # an episode's: the touched object, and the one it is brought to
+
+
 class Embedding(nn.Module):
     """f(d): a demonstration's images and feature maps, over time, to a vector of length 1.
 
-    Its first query is trained to find the gripper; a crop is taken there.
+    Queries are trained to find the gripper in each frame, and from the first and the last frame
+    where both objects were at first, when nothing hid them; crops are taken there.
     """
 
     def __init__(self, channels, frames, width, size=32, queries=8):
         super().__init__()
         self.queries, kernel = nn.Parameter(torch.randn(queries, channels)), min(5, frames)
+        self.object_queries = nn.Parameter(torch.randn(OBJECTS, channels))
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
-        self.crop_encoder = crop_encoder(width)
+        self.crop_encoder, self.object_encoder = crop_encoder(width), crop_encoder(width)
+        self.change = nn.Sequential(nn.Conv2d(2 * channels, channels, 3, 1, 1), nn.ReLU())
         self.time = nn.Conv1d(queries * (2 + channels) + 64, 64, kernel)
-        steps = frames - kernel + 1
+        inputs = 64 * (frames - kernel + 1 + OBJECTS)
         self.rest = nn.Sequential(
-            nn.ReLU(), nn.Flatten(), nn.LayerNorm(64 * steps), nn.Linear(64 * steps, 100),
-            nn.LayerNorm(100), nn.ReLU(), nn.Linear(100, size),
+            nn.LayerNorm(inputs), nn.Linear(inputs, 100), nn.LayerNorm(100), nn.ReLU(),
+            nn.Linear(100, size),
         )  # fmt: skip
 
     def vector(self, images, maps, frames):
         seen, heat = spatial_softmax(maps, self.queries, sharp=1)
-        place = seen[:, 0, :2].detach()
-        near = self.crop_encoder(crop(images, place, torch.zeros_like(place[:, 0])))
+        near = self.crop_encoder(upright_crop(images, seen[:, 0, :2]))
         x = torch.cat([seen.flatten(1), near], 1)
         x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
-        return self.rest(self.time(x)), heat[:, :1]
+        over_time = self.time(x).relu().flatten(1)
+        ends = maps.float().unflatten(0, (-1, frames))[:, [0, -1]].flatten(1, 2)
+        seen, objects = spatial_softmax(self.change(ends), self.object_queries, sharp=OBJECTS)
+        first = images[::frames].repeat_interleave(OBJECTS, 0)
+        near = self.object_encoder(upright_crop(first, seen[..., :2].flatten(0, 1)))
+        x = torch.cat([over_time, near.view(len(objects), -1)], 1)
+        return self.rest(x), (heat[:, :1], objects)
 
     def forward(self, images, maps, frames):
         """[N frames, H, W, 3] and [N frames, channels, h, w] to [N, size]; and heatmaps of the
-        gripper [N frames, 1, h, w].
+        gripper [N frames, 1, h, w] and of the objects [N, 2, h, w].
 
         The mean over the batch, in use its running mean, is subtracted before normalisation: where
         all vectors are equal, the contrastive loss has no slope, and cannot separate them.
@@ -307,8 +325,7 @@ class Embedding(nn.Module):
         return nn.functional.normalize(vector - mean, dim=1), heat
 
 
-OBJECTS = 2  # keypoints of the first stage: the touched object, and the one it is brought to
-AIMS = 3  # of the second, where the gripper is: soon, at its next landing, in the end
+AIMS = 3  # keypoints of the policy, beside OBJECTS: the gripper soon, at its next landing, at last
 LANDING = 1  # the aim around which the crop is taken
 
 

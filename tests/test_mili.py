@@ -347,13 +347,17 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method, t
     mili.add_noise(batch, rng)
     mili.rotate_crops(batch, rng)
     look, embed, policy = agent.nets
-    oil, ends, ways, hands, downs, turns = [], [], [], [], [], []
+    oil, ends, ways, downs, turns, hands, objects = [], [], [], [], [], [], []
     vectors, f = np.zeros((2, 2, 3), object)
     with torch.no_grad():
         for i in range(3):
             for m in (0, 1):
                 images = batch["image"][i, m]
-                (vectors[m, i],), heat = embed.vector(images, look(images)[0], FRAMES)
+                (vectors[m, i],), (heat, at) = embed.vector(images, look(images)[0], FRAMES)
+                for k in range(networks.OBJECTS):  # both, where they are in its first frame
+                    xy = batch["keypoints"][i, m, 0, networks.AIMS + k]
+                    place = mili.table_to_image(run.config.size, xy)
+                    objects.append(literal_surprise(at[0, k].numpy(), place))
                 for t, place in enumerate(batch["hand"][i, m]):
                     hands.append(literal_surprise(heat[t, 0].numpy(), place))
         for i, m in np.ndindex(3, 2):
@@ -388,7 +392,7 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method, t
     metrics = agent.update(batch, tasks)
     np.testing.assert_allclose(
         [metrics[name] for name in mili.LOSSES],
-        [np.mean(oil), unlike, *map(np.mean, (ends, ways, hands, downs, turns))],
+        [np.mean(oil), unlike, *map(np.mean, (ends, ways, downs, turns, hands, objects))],
         rtol=1e-3,
     )
 
