@@ -468,6 +468,36 @@ def test_embeddings_have_length_1_and_know_images_alone(begun):
     assert (run.agent.embed(run.demos)[0] != f[0]).any()
 
 
+def test_f_looks_at_both_objects_in_the_first_frame_where_nothing_hides_them(begun, monkeypatch):
+    run, crops, real = begun(), [], networks.crop
+    library = run.demos
+    images = torch.from_numpy(library.image[library.moments(np.array([0, 5]), FRAMES)])
+
+    def watched(images, places, angle):
+        crops.append((images, places))
+        return real(images, places, angle)
+
+    monkeypatch.setattr(networks, "crop", watched)
+    look, embed, _ = run.agent.nets.eval()
+
+    def find():
+        frames = images.flatten(0, 1)
+        with torch.no_grad():
+            return embed.vector(frames, look(frames)[0], FRAMES)[1][1]
+
+    objects, (seen, places) = find(), crops[1]
+    for k, (episode, which) in enumerate(np.ndindex(2, networks.OBJECTS)):
+        assert (seen[k] == images[episode, 0]).all()
+        heat = objects[episode, which].numpy()
+        y, x = np.unravel_index(heat.argmax(), heat.shape)
+        hottest = (np.array([x, y]) + 0.5) / len(heat) * 2 - 1
+        assert (abs(places[k].numpy() - hottest) < 2.01 * 2 / len(heat)).all()
+    images[:, 1:-1] = 0  # found by comparing the first frame with the last
+    np.testing.assert_allclose(find(), objects, rtol=1e-4, atol=1e-4)
+    images[:, -1] = 0
+    assert abs(find() - objects).max() > 0.01
+
+
 def test_behaviour_cloning_looks_at_no_demonstration(begun, config):
     for method, alike in (("bc", True), ("meta", False)):
         agent = mili.Agent(config(method=method))
