@@ -29,21 +29,28 @@ def hardware():
 def run_once(results, name, command, seed, options="", after=None):
     """One run, from its command to its two files in results/; `options` are those of eval.
 
-    One that was stopped goes on, if the code is still what it was begun with.
+    One that was stopped goes on, if the code is still what it was begun with.  A command with
+    --resume goes on from a run that is trained already.
     """
     out = results / f"{name}-{seed}"
     if out.with_suffix(".json").exists():
         return
     folder, begun = Path(f"runs/{out.name}"), Path(f"runs/{out.name}.json")
-    words = [sys.executable, "train.py", *command.split(), "--seed", str(seed)]
-    rare = [] if "--save_minutes" in command else ["--save_minutes", "1000"]
-    words = [*words, "--out", str(folder), *rare]
+    words = [sys.executable, "train.py", *command.split()]
+    further = "--resume" in words
+    if further:
+        folder = Path(words[words.index("--resume") + 1])
+    else:
+        rare = [] if "--save_minutes" in command else ["--save_minutes", "1000"]
+        words = [*words, "--seed", str(seed), "--out", str(folder), *rare]
     facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
              "hardware": hardware()}  # fmt: skip
-    if folder.exists():
+    if begun.exists() if further else folder.exists():
         if not begun.exists() or json.loads(begun.read_text()) != facts:
             raise SystemExit(f"{folder} was begun by other code or flags: delete it first")
-        words = [*words[:3], "--resume", str(folder)]
+        words = words if further else [*words[:3], "--resume", str(folder)]
+    elif further:
+        (folder / "results.json").unlink(missing_ok=True)  # of where it goes on from
     begun.write_text(json.dumps(facts, indent=1) + "\n")
     with open(f"runs/{out.name}.log", "a") as log:
         if not (folder / "results.json").exists():

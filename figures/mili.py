@@ -13,6 +13,7 @@ evaluation on the 40 test tasks, looked at once, with flags, commit, hardware an
 
 import argparse
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ SIZES = (10_000, 20_000, 40_000)
 SAME = "--start runs/trials_40000-{seed}"
 FIRST = {"meta": "mili", "first": "trials_40000"}  # policies, and the runs that begin with them
 SHORT, SHARPER = "--updates 5000 --retrain 5000", "--size 64 --memory_gb 7"
+ROUND = "--updates 5000 --retrain 3000 --memory_gb 8 --save_minutes 5"
+FIRST_ROUND = "--start runs/round_1-{seed}"
 BESIDE = f"{SHARPER} {ONE_CORE} --start runs/mili_64-{{seed}}"  # two at a time
 RUNS = {
     # images of 64 pixels; MILI with both cores
@@ -58,6 +61,17 @@ RUNS = {
     "rounds_3": f"mili --trials 20000 --rounds 3 {LEARN} {SAME}",
     # is it the trials?  As many updates more, from the same first policy, of demonstrations alone:
     "longer": f"mili --trials 10000 --share 0 {LEARN} {SAME}",
+    # one round of 20,000 trials; what it is compared with; and two more such rounds
+    "round_1": f"mili --trials 20000 {ROUND}",
+    "oracle_1": f"mili --method oracle --trials 20000 {ROUND} {FIRST_ROUND}",
+    "random_1": f"mili --method random --trials 20000 {ROUND} {FIRST_ROUND}",
+    "half_1": f"mili --trials 10000 {ROUND} {FIRST_ROUND}",
+    "updates_1": f"mili --trials 1500 --share 0 {ROUND} {FIRST_ROUND}",  # demonstrations alone
+    "cloning": f"mili --method bc {ROUND}",
+    "round_2": "mili --resume runs/round_1-{seed} --rounds 2",
+    "round_3": "mili --resume runs/round_1-{seed} --rounds 3",
+    "updates_2": "mili --resume runs/updates_1-{seed} --rounds 2",
+    "updates_3": "mili --resume runs/updates_1-{seed} --rounds 3",
     # what a class sees, and more rounds of it, judged on validation tasks
     "classroom": "mili --save_minutes 5",
     "classroom_2": "mili --rounds 2 --save_minutes 5",
@@ -290,12 +304,12 @@ def main():
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
         for name in [args.run] if args.run else RUNS:
             command = RUNS[name].format(seed=seed)
-            start = command.partition("--start ")[2]
+            origin = re.search(r"--(?:start|resume) (\S+)", command)
             trained = (RESULTS / f"{name}-{seed}.json").exists()
-            if start and not trained and not Path(start, "meta.npy").exists():
+            if origin and not trained and not Path(origin[1], "meta.npy").exists():
                 raise SystemExit(
-                    f"{name}-{seed} goes on from {start}, which is not here: move "
-                    f"results/{RESULTS.name}/{Path(start).name}.* away to train it"
+                    f"{name}-{seed} goes on from {origin[1]}, which is not here: move "
+                    f"results/{RESULTS.name}/{Path(origin[1]).name}.* away to train it"
                 )
             split = "val" if name in CLASSROOM else "test"
             run_once(RESULTS, name, command, seed, f"--split {split}", pairing)

@@ -88,6 +88,8 @@ def test_a_seed_that_is_missing_is_trained_as_those_in_results_were():
         facts = json.loads(path.read_text())
         name, seed = path.stem.rsplit("-", 1)
         words = kitchen.RUNS[name].format(seed=seed)
-        out = f"--seed {seed} --out runs/{path.stem}"
-        assert facts["command"] == f"python train.py {words} {out}"
-        assert facts["run"] == f"runs/{path.stem}" or "carried_on" in facts
+        further = "--resume" in words
+        run = words.split()[2] if further else f"runs/{path.stem}"
+        out = "" if further else f" --seed {seed} --out {run}"
+        assert facts["command"] == f"python train.py {words}{out}"
+        assert facts["run"] == run or "carried_on" in facts
