@@ -789,7 +789,7 @@ class Kitchen:
         self.tasks = [Task(0, 0)] * n
         self.memory = np.zeros((n, MEMORY))  # of the episode, to judge success
         self.start, self.rise = self.memory[:, :9], self.memory[:, 9:12]
-        self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]
+        self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]  # -1: touch still
         self.state_size = self.physics.state_size + MEMORY
         bind, first = self.physics.batch.bind, scene_model(0).body("object_0").id
         self.place = bind("xpos")[:, first : first + 3]  # objects' positions  [n, 3, 3]
@@ -895,7 +895,8 @@ class Kitchen:
         ids = self.physics.ids(ids)
         for _ in range(self.LOOKS):
             self.physics.step(ctrl, ids)
-            self.touched[ids] = np.maximum(self.touched[ids], self.touching(ids)[:, 4])
+            before, touch = self.touched[ids], self.touching(ids)[:, 4]
+            self.touched[ids] = np.where((before < 0) & touch, -1, np.maximum(before, touch))
         rise = self.place[ids, :, 2] - self.start[ids, 2::3]
         self.rise[ids] = np.maximum(self.rise[ids], rise)
         self.depth[ids] = np.maximum(self.depth[ids], self.physics.qpos[ids, 29:])
@@ -931,9 +932,13 @@ class Kitchen:
         return np.stack(slots, 1) & self.allowed(ids)
 
     def judge_anew(self, ids):
-        """Judge these episodes as if they began now: what was done before no longer counts."""
+        """Judge these episodes as if they began now: what was done before no longer counts.
+
+        Of objects that touch already a push is none, until they have parted.
+        """
         self.start[ids] = self.place[ids].reshape(-1, 9)
-        self.rise[ids] = self.depth[ids] = self.touched[ids] = 0
+        self.rise[ids] = self.depth[ids] = 0
+        self.touched[ids] = -1.0 * self.touching(ids)[:, 4]
 
     def succeeded(self):
         """Has each robot done its own task?  [n]"""

@@ -12,12 +12,13 @@ import numpy as np
 
 
 def commit():
-    """Of the code that runs; refused if it is not committed."""
-    git = lambda *words: subprocess.check_output(["git", *words], text=True).strip()
-    changed = git("status", "--porcelain", "--untracked-files=no", "*.py", "assets")
+    """The last that changed the code that runs; refused if there are changes since."""
+    code = [":(glob)*.py", "assets"]
+    git = lambda *words: subprocess.check_output(["git", *words, "--", *code], text=True).strip()
+    changed = git("status", "--porcelain", "--untracked-files=no")
     if changed:
         raise SystemExit(f"commit these first, for results to say of what they are:\n{changed}")
-    return git("rev-parse", "--short", "HEAD")
+    return git("log", "-1", "--format=%h")
 
 
 def hardware():
@@ -30,13 +31,12 @@ def run_once(results, name, command, seed, options="", after=None):
     """One run, from its command to its two files in results/; `options` are those of eval.
 
     One that was stopped goes on, if the code is still what it was begun with.  A command with
-    --resume goes on from a run that is trained already.
+    --resume goes on from a run that was judged, in its folder.
     """
     out = results / f"{name}-{seed}"
     if out.with_suffix(".json").exists():
         return
-    folder, begun = Path(f"runs/{out.name}"), Path(f"runs/{out.name}.json")
-    words = [sys.executable, "train.py", *command.split()]
+    folder, words = Path(f"runs/{out.name}"), [sys.executable, "train.py", *command.split()]
     further = "--resume" in words
     if further:
         folder = Path(words[words.index("--resume") + 1])
@@ -45,12 +45,17 @@ def run_once(results, name, command, seed, options="", after=None):
         words = [*words, "--seed", str(seed), "--out", str(folder), *rare]
     facts = {"command": " ".join(["python", *words[1:]]), "seed": seed, "commit": commit(),
              "hardware": hardware()}  # fmt: skip
-    if begun.exists() if further else folder.exists():
-        if not begun.exists() or json.loads(begun.read_text()) != facts:
-            raise SystemExit(f"{folder} was begun by other code or flags: delete it first")
+    begun = Path(f"{folder}.json")  # as what, most lately
+    before = json.loads(begun.read_text()) if begun.exists() and folder.exists() else {}
+    if before == facts:
         words = words if further else [*words[:3], "--resume", str(folder)]
     elif further:
-        (folder / "results.json").unlink(missing_ok=True)  # of where it goes on from
+        judged = [json.loads(path.read_text()).get("command") for path in results.glob("*.json")]
+        if not before or before["command"] not in judged:
+            raise SystemExit(f"{out.name} goes on from {folder}, which is not here, or not judged")
+        (folder / "results.json").unlink(missing_ok=True)
+    elif folder.exists():
+        raise SystemExit(f"{folder} was begun by other code or flags: delete it first")
     begun.write_text(json.dumps(facts, indent=1) + "\n")
     with open(f"runs/{out.name}.log", "a") as log:
         if not (folder / "results.json").exists():

@@ -13,7 +13,6 @@ evaluation on the 40 test tasks, looked at once, with flags, commit, hardware an
 
 import argparse
 import csv
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -304,12 +303,12 @@ def main():
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
         for name in [args.run] if args.run else RUNS:
             command = RUNS[name].format(seed=seed)
-            origin = re.search(r"--(?:start|resume) (\S+)", command)
+            start = command.partition("--start ")[2]
             trained = (RESULTS / f"{name}-{seed}.json").exists()
-            if origin and not trained and not Path(origin[1], "meta.npy").exists():
+            if start and not trained and not Path(start, "meta.npy").exists():
                 raise SystemExit(
-                    f"{name}-{seed} goes on from {origin[1]}, which is not here: move "
-                    f"results/{RESULTS.name}/{Path(origin[1]).name}.* away to train it"
+                    f"{name}-{seed} goes on from {start}, which is not here: move "
+                    f"results/{RESULTS.name}/{Path(start).name}.* away to train it"
                 )
             split = "val" if name in CLASSROOM else "test"
             run_once(RESULTS, name, command, seed, f"--split {split}", pairing)

@@ -411,6 +411,21 @@ def test_who_is_judged_anew_does_not_go_on_with_what_was_done_before():
     assert achieved(world) == {("push", i, j)}
 
 
+def test_objects_that_touch_already_when_judging_begins_are_pushed_only_once_they_have_parted():
+    world, i, j, pair = push_scene()
+    start, gap = world.start[0].reshape(3, 3).copy(), 0.2
+    while not world.touching()[0, 4, pair - TOUCHED]:
+        gap -= 0.0005
+        rearrange(world, {j: start[j], i: start[j] + [gap, 0, 0]})
+    world.judge_anew([0])
+    for apart, counts in ((0.0, False), (0.05, False), (0.0, True)):
+        rearrange(world, {j: start[j], i: start[j] + [gap + apart, 0, 0]})
+        world.step(world.pose().astype(np.float32))
+        assert (world.memory[0, pair] > 0) == counts
+        rearrange(world, {i: start[j] + [gap + 0.05, 0, 0]})  # 5 cm away from the other
+        assert (("push", i, j) in achieved(world)) == counts
+
+
 def test_two_millimetres_beside_is_not_touching():
     world, i, j, _ = push_scene()
     start, seen = world.start[0].reshape(3, 3), []

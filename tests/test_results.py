@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import train
+from figures import common
 from figures import metamimic as figures
 from figures import mili as kitchen
 
@@ -93,3 +96,46 @@ def test_a_seed_that_is_missing_is_trained_as_those_in_results_were():
         out = "" if further else f" --seed {seed} --out {run}"
         assert facts["command"] == f"python train.py {words}{out}"
         assert facts["run"] == run or "carried_on" in facts
+
+
+def test_a_result_is_of_the_run_that_its_command_tells(tmp_path, monkeypatch):
+    """Rounds share a folder: no round is judged as another, and none is begun before that one."""
+    stopped = []
+
+    def run(words, **_):
+        if words[2] == "eval":
+            return SimpleNamespace(stdout=Path(words[3], "results.json").read_text())
+        folder = Path(words[words.index("--out" if "--out" in words else "--resume") + 1])
+        folder.mkdir(exist_ok=True)
+        (folder / "metrics.csv").write_text("steps,seconds\n1,60\n")
+        if not stopped:
+            (folder / "results.json").write_text(json.dumps({"words": words[2:]}))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(common, "commit", lambda: "abc")
+    Path("runs").mkdir()
+    results = Path("results")
+    results.mkdir()
+    commands = {"one": "mili --save_minutes 5", "two": "mili --resume runs/one-0 --rounds 2"}
+    begin = lambda name: common.run_once(results, name, commands[name], 0)
+    judged = lambda name: json.loads((results / f"{name}-0.json").read_text())["words"]
+    with pytest.raises(SystemExit, match="not here, or not judged"):
+        begin("two")
+    stopped.append(True)
+    with pytest.raises(SystemExit, match="stopped before its end"):
+        begin("one")
+    with pytest.raises(SystemExit, match="not judged"):
+        begin("two")
+    stopped.clear()
+    begin("one")
+    assert judged("one") == ["mili", "--resume", "runs/one-0"]  # it went on
+    stopped.append(True)
+    with pytest.raises(SystemExit, match="stopped before its end"):
+        begin("two")
+    stopped.clear()
+    begin("two")
+    assert judged("two") == commands["two"].split()
+    (results / "one-0.json").unlink()
+    with pytest.raises(SystemExit, match="begun by other code or flags"):
+        begin("one")  # its folder is that of two rounds
