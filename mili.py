@@ -114,7 +114,8 @@ FLAGS = {
     "alpha": ("α: cosine above which trials are paired; 0: best on validation tasks",)
     + (0.3, 0.0, 0.9),
     "retrain": ("updates on demonstrations and trials, after each round", 100, 2_500, 5_000),
-    "share": ("fraction of a batch that is trials, after a round", 0.5, 0.5, 0.5),
+    "share": ("fraction of a batch that is trials, after a round; 0: nothing is tried",)
+    + (0.5, 0.5, 0.5),
     "memory_gb": ("memory for trials' images; trials beyond it are left out", 1.0, 6.0, 32.0),
     "actors": ("processes that try and render; 0: one process does all in turn", 0, 2, 16),
     "robots": ("robots of each actor that try at once", 12, 50, 50),
@@ -154,7 +155,7 @@ MIRROR = {  # signs under a left-right flip
     "yaw": np.float32(-1),
 }  # fmt: skip
 HOME_STEPS = 8  # of the scripted way home before another try
-PARTNERS = 8  # kept for each trial: the most similar (oracle, random: any)
+PARTNERS = 8  # kept for each trial: the most similar (random: any)
 SCENES = 150  # of training tasks, numbered first
 
 
@@ -817,7 +818,7 @@ def pair(method, f, what, alpha, rng, block=1024):
     """Up to PARTNERS partners of every trial, -1 for none, and what the pairing is worth.
 
     Paired are cosines of f above α (mili), trials that achieved a common task (oracle), or any
-    (random); kept are the most similar (mili) or random ones, in no meaningful order.  Worth: the
+    (random); kept are the most similar (random: any of them), in no meaningful order.  Worth: the
     number of pairs, part of them with a common task (precision), part of all such pairs that is
     found (recall), precision of the partners kept.
     """
@@ -830,12 +831,12 @@ def pair(method, f, what, alpha, rng, block=1024):
         for table in (good, same):
             np.fill_diagonal(table[:, begin:], False)  # nobody is its own partner
         found, right, alike = found + good.sum(), right + (good & same).sum(), alike + same.sum()
-        score = cosine if method == "mili" else rng.random(good.shape, np.float32)
-        score = np.where(good, score, -1)
+        score = rng.random(good.shape, np.float32) if method == "random" else cosine
+        score = np.where(good, score, -2)
         drawn = np.argpartition(-score, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
         chosen = np.take_along_axis(score, drawn, 1)
-        good_kept += (np.take_along_axis(same, drawn, 1) & (chosen >= 0)).sum()
-        drawn = np.where(chosen >= 0, drawn, -1)
+        good_kept += (np.take_along_axis(same, drawn, 1) & (chosen > -2)).sum()
+        drawn = np.where(chosen > -2, drawn, -1)
         partners[rows] = -np.sort(-drawn, 1)
     return partners, {"pairs": found // 2, "precision": right / max(found, 1),
                       "recall": right / max(alike, 1),
@@ -852,8 +853,10 @@ def plan(config):
     phases = [("bootstrap", 0, config.updates)]
     rounds = 0 if config.method in ("meta", "bc") else config.rounds
     for iteration in range(1, rounds + 1):
-        phases.append(("trials", iteration, chunks(config) * in_chunk(config)))
-        phases += [("pairs", iteration, 1), ("improvement", iteration, config.retrain)]
+        if config.share:
+            phases.append(("trials", iteration, chunks(config) * in_chunk(config)))
+            phases.append(("pairs", iteration, 1))
+        phases.append(("improvement", iteration, config.retrain))
     return phases
 
 
@@ -922,17 +925,17 @@ class Run:
 
     def round(self):
         """A moment of the present phase; returns a line to print, or None."""
-        what, iteration, length, done = self.phase()
+        (what, iteration, length, done), config = self.phase(), self.config
         if what == "trials":
             return self.collect(iteration, length, done)
         if what == "pairs":
             return self.find_pairs(iteration)
-        if iteration and self.trials is None:
+        if iteration and config.share and self.trials is None:
             self.read_pairs(iteration)
         if done == 0:
             self.agent.begin()
         self.learn(iteration, done / length)
-        if self.steps == self.config.updates:
+        if self.steps == config.updates:
             self.meta = self.agent.weights()
             env.write_atomically(self.folder / "meta.npy", lambda file: np.save(file, self.meta))
 

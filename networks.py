@@ -169,7 +169,7 @@ def layer(inputs, outputs, stride=1):
 class Convolutions(nn.Module):
     """MILI's convolutions, shared by f and π: images to coarse and fine feature maps.
 
-    f needs only the coarse ones (what is there), π the fine ones (also where).
+    f takes the coarse ones (what is there, and roughly where), π the fine ones (also where).
     """
 
     def __init__(self, channels=32, half="no"):
@@ -280,8 +280,8 @@ OBJECTS = 2  # an episode's: the touched object, and the one it is brought to
 class Embedding(nn.Module):
     """f(d): a demonstration's images and feature maps, over time, to a vector of length 1.
 
-    Queries are trained to find the gripper in each frame, and from the first and the last frame
-    where both objects were at first, when nothing hid them; crops are taken there.
+    One query is trained to find the gripper in each frame, two others to find, from the first and
+    the last, where both objects were at first, when nothing hid them; crops are taken there.
     """
 
     def __init__(self, channels, frames, width, size=32, queries=8):
@@ -304,7 +304,7 @@ class Embedding(nn.Module):
         x = torch.cat([seen.flatten(1), near], 1)
         x = x.view(-1, frames, x.shape[1]).transpose(1, 2)  # [N, features, frames]
         over_time = self.time(x).relu().flatten(1)
-        ends = maps.float().unflatten(0, (-1, frames))[:, [0, -1]].flatten(1, 2)
+        ends = maps.unflatten(0, (-1, frames))[:, [0, -1]].flatten(1, 2).float()
         seen, objects = spatial_softmax(self.change(ends), self.object_queries, sharp=OBJECTS)
         first = images[::frames].repeat_interleave(OBJECTS, 0)
         near = self.object_encoder(upright_crop(first, seen[..., :2].flatten(0, 1)))

@@ -65,7 +65,7 @@ RUNS = {
     "oracle_1": f"mili --method oracle --trials 20000 {ROUND} {FIRST_ROUND}",
     "random_1": f"mili --method random --trials 20000 {ROUND} {FIRST_ROUND}",
     "half_1": f"mili --trials 10000 {ROUND} {FIRST_ROUND}",
-    "updates_1": f"mili --trials 1500 --share 0 {ROUND} {FIRST_ROUND}",  # demonstrations alone
+    "updates_1": f"mili --share 0 {ROUND} {FIRST_ROUND}",  # of demonstrations alone
     "cloning": f"mili --method bc {ROUND}",
     "round_2": "mili --resume runs/round_1-{seed} --rounds 2",
     "round_3": "mili --resume runs/round_1-{seed} --rounds 3",

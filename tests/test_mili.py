@@ -435,6 +435,18 @@ def test_pairs_are_two_demonstrations_of_a_task_each_task_once(begun):
         assert (pairs[:, 0] != pairs[:, 1]).all()
 
 
+def test_rounds_without_trials_are_updates_alone(begun):
+    """--share 0, to tell what updates alone are worth: nothing is tried, nothing paired."""
+    run = begun(share=0, rounds=2, updates=2, retrain=1)
+    phases = []
+    while not run.finished():
+        phases.append(run.phase()[:2])
+        run.round()
+    assert phases == 2 * [("bootstrap", 0)] + [("improvement", 1), ("improvement", 2)]
+    assert run.updates == run.config.steps == 4
+    assert not (run.folder / "trials").exists()
+
+
 @pytest.mark.parametrize(("iteration", "share", "trials"), [(0, 0.5, 0), (1, 0.5, 2), (1, 0, 0)])
 def test_after_trials_a_part_of_a_batch_is_pairs_of_trials(begun, iteration, share, trials):
     """They come last, each with a partner of its own; --share says how many."""
@@ -987,11 +999,12 @@ def test_pairs_are_those_of_algorithm_1(block):
     assert (np.diff(filled) <= 0).all()  # -1 comes last
 
 
-def test_of_many_partners_the_most_alike_are_kept():
+@pytest.mark.parametrize("method", ["mili", "oracle"])
+def test_of_many_partners_the_most_alike_are_kept(method):
     """Of a hundred along an arc, those nearest on either side."""
     angle = np.linspace(0, 1, 100)
     f = np.float32(np.stack([np.cos(angle), np.sin(angle)], 1))
-    partners, worth = mili.pair("mili", f, np.ones((100, 1)), 0.6, np.random.default_rng(0))
+    partners, worth = mili.pair(method, f, np.ones((100, 1)), 0.6, np.random.default_rng(0))
     half = mili.PARTNERS // 2
     near = [*range(50 - half, 50), *range(51, 51 + half)]
     assert sorted(partners[50]) == near
@@ -1268,7 +1281,7 @@ def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
         ("oracle", {"method": "oracle", "start": "x"}, 0.75, 40, 57),
         ("early", {"method": "oracle"}, 0.625, 40, 56),
         ("random", {"method": "random", "seed": 1}, 0.5, 40, 57),
-        ("longer", {"share": 0.0}, 0.375, 40, 57),  # no trials, as many updates
+        ("longer", {"share": 0.0}, 0.375, 40, 40),  # no trials, as many updates
         ("meta", {"method": "meta"}, 0.5, 400, 20),
     ):
         (tmp_path / name).mkdir()
