@@ -32,17 +32,18 @@ Departures from the paper, and what it leaves open:
     so that fewer of their pairs are right than this predicts.  --alpha 0.9 is the paper's.
  8. Auxiliary losses teach the policy where to go, as most actions tell only roughly where they
     lead.  Two keypoints are the object that is touched and the one it is brought to, labelled by
-    the gripper's path; of a push, by what moved ahead of it and what stands where that stopped.
-    From these, three more are found: where the gripper is 5 steps later, where it next comes down,
-    and where it ends: a push begins behind one object as seen from another, where the image shows
-    nothing.  A crop of the image around the next landing (in training, half of them are rotated)
-    tells its exact place and yaw; the mixture's yaw is relative to a turn towards that one.  f
-    learns to find the gripper in each frame, and both objects by comparing the first frame with the
-    last, as what a push goes to is never near the gripper.  Networks: departure 5 of networks.py.
+    the gripper's path; of a push, by what moved ahead of it and what stands where that stopped, as
+    a calibrated camera tells.  From these, three more are found: where the gripper is 5 steps
+    later, where it next comes down, and where it ends: a push begins behind one object as seen from
+    another, where the image shows nothing.  A crop of the image around the next landing (in
+    training, half of them are rotated) tells its exact place and yaw; the mixture's yaw is relative
+    to a turn towards that one.  f learns to find the gripper in each frame, and both objects by
+    comparing the first frame with the last, as what a push goes to is never near the gripper.
+    Networks: departure 5 of networks.py.
  9. Training images are augmented.  Two hundred tasks are easily memorised: where a scene is
     demonstrated with one task alone, the scene identifies the task, and the demonstration is
-    ignored.  So static parts of an image are replaced by static parts of others, half of the
-    batches are mirrored left to right, and three of four have their hues rotated.
+    ignored.  So static parts of an image are replaced by static parts of others and of the empty
+    table, half of the batches are mirrored left to right, three of four have their hues rotated.
 10. A demonstration is cloned until its task is done, a trial until all that it achieved is done.
     Later frames look like earlier ones: robots stopped above a button that they had not pressed
     yet, and half of a push's trial came after the push, as the robot did not know it was done.
@@ -57,9 +58,9 @@ Departures from the paper, and what it leaves open:
 13. Steps in which a trial's gripper stood still are dropped: a memoryless policy learns to wait.
 14. After a useless trial a script drives the gripper home, and it tries again with the objects as
     they are, up to --tries times in a row, each judged from when it was home.  Only useful tries
-    are learned from, with their way home: demonstrations do not fail, so a policy trained on them
-    alone knows no way back; and from most starts it succeeds always or never, so that without
-    retries useful trials are of what is mastered already.
+    are learned from, with their way home, which f sees, too: demonstrations do not fail, so a
+    policy trained on them alone knows no way back; and from most starts it succeeds always or
+    never, so that without retries useful trials are of what is mastered already.
 15. Half of the trials (--elsewhere) begin in scenes of other tasks than the demonstrated one, as
     section IV-B has "new scenes"; algorithm 1, line 12, has the task's own.
 16. Meta-imitation is the policy before its trials; behaviour cloning is the same without f(d).
