@@ -789,7 +789,7 @@ class Kitchen:
         self.tasks = [Task(0, 0)] * n
         self.memory = np.zeros((n, MEMORY))  # of the episode, to judge success
         self.start, self.rise = self.memory[:, :9], self.memory[:, 9:12]
-        self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]  # -1: touch still
+        self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]  # -1: not parted
         self.state_size = self.physics.state_size + MEMORY
         bind, first = self.physics.batch.bind, scene_model(0).body("object_0").id
         self.place = bind("xpos")[:, first : first + 3]  # objects' positions  [n, 3, 3]
@@ -938,7 +938,7 @@ class Kitchen:
         """
         self.start[ids] = self.place[ids].reshape(-1, 9)
         self.rise[ids] = self.depth[ids] = 0
-        self.touched[ids] = -1.0 * self.touching(ids)[:, 4]
+        self.touched[ids] = np.where(self.touching(ids)[:, 4], -1, 0)
 
     def succeeded(self):
         """Has each robot done its own task?  [n]"""

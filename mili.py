@@ -833,7 +833,7 @@ def pair(method, f, what, alpha, rng, block=1024):
             np.fill_diagonal(table[:, begin:], False)  # nobody is its own partner
         found, right, alike = found + good.sum(), right + (good & same).sum(), alike + same.sum()
         score = rng.random(good.shape, np.float32) if method == "random" else cosine
-        score = np.where(good, score, -2)
+        score = np.where(good, score, -2)  # below any cosine
         drawn = np.argpartition(-score, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
         chosen = np.take_along_axis(score, drawn, 1)
         good_kept += (np.take_along_axis(same, drawn, 1) & (chosen > -2)).sum()
@@ -849,12 +849,17 @@ def pair(method, f, what, alpha, rng, block=1024):
 # --------------------------------------------------------------------------------------------
 
 
+def trial_pairs(config):
+    """How many pairs of a batch are of trials, after a round."""
+    return round(config.share * config.batch)
+
+
 def plan(config):
     """Phases (name, round, steps), where a step is an update, a trial or the one pairing."""
     phases = [("bootstrap", 0, config.updates)]
     rounds = 0 if config.method in ("meta", "bc") else config.rounds
     for iteration in range(1, rounds + 1):
-        if config.share:
+        if trial_pairs(config):
             phases.append(("trials", iteration, chunks(config) * in_chunk(config)))
             phases.append(("pairs", iteration, 1))
         phases.append(("improvement", iteration, config.retrain))
@@ -926,24 +931,24 @@ class Run:
 
     def round(self):
         """A moment of the present phase; returns a line to print, or None."""
-        (what, iteration, length, done), config = self.phase(), self.config
+        what, iteration, length, done = self.phase()
         if what == "trials":
             return self.collect(iteration, length, done)
         if what == "pairs":
             return self.find_pairs(iteration)
-        if iteration and config.share and self.trials is None:
+        if iteration and trial_pairs(self.config) and self.trials is None:
             self.read_pairs(iteration)
         if done == 0:
             self.agent.begin()
         self.learn(iteration, done / length)
-        if self.steps == config.updates:
+        if self.steps == self.config.updates:
             self.meta = self.agent.weights()
             env.write_atomically(self.folder / "meta.npy", lambda file: np.save(file, self.meta))
 
     def learn(self, iteration, progress):
         """One update, on pairs of demonstrations and, after trials, pairs of trials."""
         config, rng = self.config, np.random.default_rng((4, self.config.seed, self.steps))
-        k = round(config.share * config.batch) if iteration else 0  # pairs of trials
+        k = trial_pairs(config) if iteration else 0
         take = lambda library, pairs: library.take(library.moments(pairs, config.frames, rng))
         both = [take(self.demos, self.draw_demos(config.batch - k, rng))]
         if k:
@@ -1157,7 +1162,7 @@ def completed(config):
     env.check(tries, f"--method {config.method} has no trials to take over; leave out --start")
     env.check(config.augment in ("yes", "no"), f"--augment is {config.augment!r}; it is yes or no")
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
-    good = config.batch - round(config.share * config.batch) >= 2
+    good = config.batch - trial_pairs(config) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
     good = config.batch <= config.tasks
     env.check(good, f"--batch {config.batch} has a pair of each task: it needs as many --tasks")

@@ -5,7 +5,8 @@ python -m figures.mili seeds --seed 0        those of one seed; --run mili_64: o
 python -m figures.mili draw           the figures, results/summary.json, the README's table
 
 A seed is one run of MILI and, from its first policy and its trials, what it is compared with.
-Fewer trials are the first of a second run, of 40,000.
+Fewer trials are the first of a second run, of 40,000.  `round_1` and the nine after it, of
+newer code, are to take the place of those before.
 What is in results/mili already is not trained again.  A run leaves its curve (.csv) and its
 evaluation on the 40 test tasks, looked at once, with flags, commit, hardware and minutes (.json);
 `classroom` and what continues it that on the validation tasks.
@@ -44,7 +45,7 @@ RUNS = {
     "random_64": f"mili --method random --trials 60000 {SHORT} {BESIDE}",
     "bc_64": f"mili --method bc {SHORT} {SHARPER} {ONE_CORE}",
     # as many updates more, from the same first policy, of demonstrations alone:
-    "longer_64": f"mili --share 0 --trials 1500 {SHORT} {BESIDE}",
+    "longer_64": f"mili --share 0 {SHORT} {BESIDE}",
     # images of 48 pixels
     "mili": FULL,
     "bc": f"{FULL} --method bc",
@@ -76,8 +77,7 @@ RUNS = {
     "classroom_2": "mili --rounds 2 --save_minutes 5",
     "classroom_3": "mili --rounds 3 --save_minutes 5",
     # as many updates more as three rounds have, of demonstrations alone:
-    "classroom_longer": "mili --rounds 3 --share 0 --trials 1500 --save_minutes 5 "
-    "--start runs/classroom-{seed}",
+    "classroom_longer": "mili --rounds 3 --share 0 --save_minutes 5 --start runs/classroom-{seed}",
     # what could trials teach at most (were they of all tasks, and perfect), and how much has
     # departure 9 taught already?
     "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
