@@ -644,7 +644,7 @@ def arrays(tree):
     return tree.numpy() if isinstance(tree, torch.Tensor) else tree
 
 
-VERSION = 3  # of checkpoints
+VERSION = 4  # of checkpoints
 RUN_FLAGS = {  # name: (what it is, default)
     "minutes": ("train so long at most, in this call; 0: until all steps are taken", 0.0),
     "save_minutes": ("minutes between checkpoints", 5.0),
