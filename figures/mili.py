@@ -9,7 +9,7 @@ Fewer trials are the first of a second run, of 40,000.  `round_1` and the nine a
 newer code, are to take the place of those before.
 What is in results/mili already is not trained again.  A run leaves its curve (.csv) and its
 evaluation on the 40 test tasks, looked at once, with flags, commit, hardware and minutes (.json);
-`classroom` and what continues it that on the validation tasks.
+`classroom` that on the validation tasks.
 """
 
 import argparse
@@ -72,12 +72,8 @@ RUNS = {
     "round_3": "mili --resume runs/round_1-{seed} --rounds 3",
     "updates_2": "mili --resume runs/updates_1-{seed} --rounds 2",
     "updates_3": "mili --resume runs/updates_1-{seed} --rounds 3",
-    # what a class sees, and more rounds of it, judged on validation tasks
+    # what a class sees, judged on validation tasks
     "classroom": "mili --save_minutes 5",
-    "classroom_2": "mili --rounds 2 --save_minutes 5",
-    "classroom_3": "mili --rounds 3 --save_minutes 5",
-    # as many updates more as three rounds have, of demonstrations alone:
-    "classroom_longer": "mili --rounds 3 --share 0 --save_minutes 5 --start runs/classroom-{seed}",
     # what could trials teach at most (were they of all tasks, and perfect), and how much has
     # departure 9 taught already?
     "all_tasks": f"mili --method meta --tasks 520 --per_task 40 --updates 12000 {ONE_CORE}",
@@ -87,12 +83,6 @@ NAMES = {"bc": "behaviour cloning", "meta": "meta-imitation", "random": "random 
          "mili": "MILI", "oracle": "oracle pairs", "longer": "no trials, as many updates",
          "all_tasks": "20,800 demonstrations, no trials"}  # fmt: skip
 ROUNDS = ("rounds_2", "rounds_3")
-CLASSROOM = {
-    "classroom": "MILI, 6,000 trials",
-    "classroom_2": "two such rounds",
-    "classroom_3": "three",
-    "classroom_longer": "no trials, as many updates as three",
-}
 PAPER = {f"{name}_success": mili.PAPER[name] for name in ("meta", "mili", "oracle")}
 PAPER |= {"mili_relative_gain": "0.368", "mili_over_oracle": "0.97"}
 
@@ -168,11 +158,10 @@ def claims():
         add("plain_meta_success", "plain", before)
         add("plain_relative_gain", "plain", after / before - 1, after.mean() / before.mean() - 1)
     if ready("classroom"):
-        add("classroom_meta_success", "classroom", values("classroom", "meta_success"))
-    for run in filter(ready, CLASSROOM):
-        after, before = values(run, "success"), values(run, "meta_success")
-        add(f"{run}_success", run, after)
-        add(f"{run}_gain", run, after - before)
+        after, before = (values("classroom", k) for k in ("success", "meta_success"))
+        add("classroom_meta_success", "classroom", before)
+        add("classroom_success", "classroom", after)
+        add("classroom_gain", "classroom", after - before)
     for run in filter(ready, ROUNDS):
         add(f"mili_{run}", run, values(run, "success"))
     for column in ("precision", "recall", "kept_precision") if ready("mili") else ():
@@ -203,8 +192,7 @@ def tables(found):
     pairs = [[text, cell(every.get(name), percent)] for name, text in PAIRS.items()]
     names = {title(name): text for name, text in NAMES.items()}
     inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""]]
-    inclass += [[text, *(cell(every[f"{name}_{end}"]) for end in ("success", "gain"))]
-                for name, text in CLASSROOM.items() if f"{name}_gain" in every]  # fmt: skip
+    inclass += [["MILI", *(cell(every.get(f"classroom_{end}")) for end in ("success", "gain"))]]
     return {
         "MILI": table(head, lines(names, "_success") + lines(MORE)),
         "MILI's gain": table(head, lines(RATIOS)),
@@ -310,7 +298,7 @@ def main():
                     f"{name}-{seed} goes on from {start}, which is not here: move "
                     f"results/{RESULTS.name}/{Path(start).name}.* away to train it"
                 )
-            split = "val" if name in CLASSROOM else "test"
+            split = "val" if name == "classroom" else "test"
             run_once(RESULTS, name, command, seed, f"--split {split}", pairing)
 
 
