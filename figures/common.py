@@ -109,7 +109,8 @@ def claim(name, paper, facts, values, ours=None):
     ours = np.mean(values) if ours is None else ours
     low, ours, high = (float(f"{x:.3g}") for x in (min(values), ours, max(values)))
     same = {key: facts[0][key] for key in ("command", "commit", "hardware")}
-    same["commit"] = ", ".join(dict.fromkeys(fact["commit"] for fact in facts))
+    commits = ", ".join(fact["commit"] for fact in facts)  # a run that went on has several
+    same["commit"] = ", ".join(dict.fromkeys(commits.split(", ")))
     minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)
     return {"claim": name, "paper": paper, "ours": ours, "spread": [low, high],
             "seeds": len(facts), **same, "minutes": minutes}  # fmt: skip

@@ -192,7 +192,8 @@ def tables(found):
     pairs = [[text, cell(every.get(name), percent)] for name, text in PAIRS.items()]
     names = {title(name): text for name, text in NAMES.items()}
     inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""]]
-    inclass += [["MILI", *(cell(every.get(f"classroom_{end}")) for end in ("success", "gain"))]]
+    gained = [cell(every.get(f"classroom_{end}")) for end in ("success", "gain")]
+    inclass += [["MILI, 6,000 trials", *gained]]
     return {
         "MILI": table(head, lines(names, "_success") + lines(MORE)),
         "MILI's gain": table(head, lines(RATIOS)),
