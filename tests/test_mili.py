@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -330,6 +331,41 @@ def test_a_gripper_is_looked_for_where_its_image_shows_it():
         assert (abs(pixels - [70, 73, 80]) < 25).all()  # its dark grey
 
 
+def literal_embedding(embed, look, seen, size, sums):
+    """A demonstration's vector, not yet of length one; adds what its keypoints' losses are."""
+    images = seen["image"]
+    (vector,), (heat, at) = embed.vector(images, look(images)[0], FRAMES)
+    for k in range(networks.OBJECTS):  # both, where they are in its first frame
+        place = mili.table_to_image(size, seen["keypoints"][0, networks.AIMS + k])
+        sums["objects"].append(literal_surprise(at[0, k].numpy(), place))
+    for t, place in enumerate(seen["hand"]):
+        sums["hands"].append(literal_surprise(heat[t, 0].numpy(), place))
+    return vector
+
+
+def literal_clone(policy, look, seen, t, shown, size, sums):
+    """Adds what a demonstration's frame t adds to each loss, the policy shown another."""
+    image, pose, action, done, angle = (
+        torch.as_tensor(seen[k][t : t + 1]) for k in ("image", "pose", "action", "done", "angle")
+    )
+    told = policy(image, look(image)[1], mili.scaled(pose), shown[None], angle)
+    mixture, end, (heat, aim), (down, turned) = told
+    move = action - mili.base(pose, torch.tensor(seen["yaw"][t]), turned)
+    move = move / torch.tensor(mili.REACH)
+    sums["oil"].append(mili.negative_log_likelihood(mixture, move).item())
+    p = torch.sigmoid(end).item()
+    sums["ends"].append(-math.log(p if done else 1 - p))
+    for k, xy in enumerate(seen["keypoints"][t]):
+        place = mili.table_to_image(size, xy)
+        way = (xy - seen["pose"][t, :2]) / 0.06
+        smooth = literal_smooth(aim[0, k].numpy() - way, 0.3)
+        sums["ways"].append(literal_surprise(heat[0, k].numpy(), place) + smooth)
+        if k == networks.LANDING:
+            sums["downs"].append(literal_smooth(down[0].numpy() - way, 0.1))
+    off = turned[0].numpy() - seen["turned"][t]
+    sums["turns"].append((off**2).mean())
+
+
 @pytest.mark.parametrize(("method", "tasks"), [("mili", 3), ("mili", 2), ("bc", 3)])
 def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method, tasks):
     """Eq. 2 and 3, a demonstration at a time, against one update; eq. 1: under none.
@@ -347,52 +383,24 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method, t
     mili.add_noise(batch, rng)
     mili.rotate_crops(batch, rng)
     look, embed, policy = agent.nets
-    oil, ends, ways, downs, turns, hands, objects = [], [], [], [], [], [], []
-    vectors, f = np.zeros((2, 2, 3), object)
+    seen = [[{k: x[i, m] for k, x in batch.items()} for i in range(3)] for m in (0, 1)]
+    sums, size, f = defaultdict(list), run.config.size, np.zeros((2, 3), object)
     with torch.no_grad():
-        for i in range(3):
-            for m in (0, 1):
-                images = batch["image"][i, m]
-                (vectors[m, i],), (heat, at) = embed.vector(images, look(images)[0], FRAMES)
-                for k in range(networks.OBJECTS):  # both, where they are in its first frame
-                    xy = batch["keypoints"][i, m, 0, networks.AIMS + k]
-                    place = mili.table_to_image(run.config.size, xy)
-                    objects.append(literal_surprise(at[0, k].numpy(), place))
-                for t, place in enumerate(batch["hand"][i, m]):
-                    hands.append(literal_surprise(heat[t, 0].numpy(), place))
-        for i, m in np.ndindex(3, 2):
-            f[m, i] = vectors[m, i] - sum(vectors.ravel()) / 6
+        for m, i in np.ndindex(2, 3):
+            f[m, i] = literal_embedding(embed, look, seen[m][i], size, sums)
+        mean = sum(f.ravel()) / 6
+        for m, i in np.ndindex(2, 3):
+            f[m, i] = f[m, i] - mean
             f[m, i] = f[m, i] / f[m, i].square().sum().sqrt()
-        for i in range(3):
-            for m, n in ((0, 1), (1, 0)):  # clone d_m, given d_n
-                for t in range(FRAMES):
-                    image, pose, action, done, angle = (
-                        torch.as_tensor(batch[k][i, m, t : t + 1])
-                        for k in ("image", "pose", "action", "done", "angle")
-                    )
-                    _, fine = look(image)
-                    shown = f[n, i][None] * (method != "bc")
-                    told = policy(image, fine, mili.scaled(pose), shown, angle)
-                    mixture, end, (heat, aim), (down, turned) = told
-                    yaw = torch.tensor(batch["yaw"][i, m, t])
-                    move = (action - mili.base(pose, yaw, turned)) / torch.tensor(mili.REACH)
-                    for k, xy in enumerate(batch["keypoints"][i, m, t]):
-                        place = mili.table_to_image(run.config.size, xy)
-                        way = (xy - batch["pose"][i, m, t, :2]) / 0.06
-                        smooth = literal_smooth(aim[0, k].numpy() - way, 0.3)
-                        ways.append(literal_surprise(heat[0, k].numpy(), place) + smooth)
-                        if k == networks.LANDING:
-                            downs.append(literal_smooth(down[0].numpy() - way, 0.1))
-                    off = turned[0].numpy() - batch["turned"][i, m, t]
-                    turns.append((off**2).mean())
-                    oil.append(mili.negative_log_likelihood(mixture, move).item())
-                    p = torch.sigmoid(end).item()
-                    ends.append(-math.log(p if done else 1 - p))
-    unlike = literal_contrastive(list(f[0, :tasks]), list(f[1, :tasks]), 1.0)
+        for m, i, t in np.ndindex(2, 3, FRAMES):  # clone d_m, given d_n
+            shown = f[1 - m, i] * (method != "bc")
+            literal_clone(policy, look, seen[m][i], t, shown, size, sums)
+    sums["unlike"] = [literal_contrastive(list(f[0, :tasks]), list(f[1, :tasks]), 1.0)]
     metrics = agent.update(batch, tasks)
+    names = ("oil", "unlike", "ends", "ways", "downs", "turns", "hands", "objects")
     np.testing.assert_allclose(
         [metrics[name] for name in mili.LOSSES],
-        [np.mean(oil), unlike, *map(np.mean, (ends, ways, downs, turns, hands, objects))],
+        [np.mean(sums[name]) for name in names],
         rtol=1e-3,
     )
 
