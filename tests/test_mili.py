@@ -331,19 +331,19 @@ def test_a_gripper_is_looked_for_where_its_image_shows_it():
         assert (abs(pixels - [70, 73, 80]) < 25).all()  # its dark grey
 
 
-def literal_embedding(embed, look, seen, size, sums):
+def literal_embedding(embed, look, seen, size, losses):
     """A demonstration's vector, not yet of length one; adds what its keypoints' losses are."""
     images = seen["image"]
     (vector,), (heat, at) = embed.vector(images, look(images)[0], FRAMES)
     for k in range(networks.OBJECTS):  # both, where they are in its first frame
         place = mili.table_to_image(size, seen["keypoints"][0, networks.AIMS + k])
-        sums["objects"].append(literal_surprise(at[0, k].numpy(), place))
+        losses["objects"].append(literal_surprise(at[0, k].numpy(), place))
     for t, place in enumerate(seen["hand"]):
-        sums["hands"].append(literal_surprise(heat[t, 0].numpy(), place))
+        losses["hand"].append(literal_surprise(heat[t, 0].numpy(), place))
     return vector
 
 
-def literal_clone(policy, look, seen, t, shown, size, sums):
+def literal_clone(policy, look, seen, t, shown, size, losses):
     """Adds what a demonstration's frame t adds to each loss, the policy shown another."""
     image, pose, action, done, angle = (
         torch.as_tensor(seen[k][t : t + 1]) for k in ("image", "pose", "action", "done", "angle")
@@ -352,18 +352,18 @@ def literal_clone(policy, look, seen, t, shown, size, sums):
     mixture, end, (heat, aim), (down, turned) = told
     move = action - mili.base(pose, torch.tensor(seen["yaw"][t]), turned)
     move = move / torch.tensor(mili.REACH)
-    sums["oil"].append(mili.negative_log_likelihood(mixture, move).item())
+    losses["oil"].append(mili.negative_log_likelihood(mixture, move).item())  # eq. 2
     p = torch.sigmoid(end).item()
-    sums["ends"].append(-math.log(p if done else 1 - p))
+    losses["end"].append(-math.log(p if done else 1 - p))
     for k, xy in enumerate(seen["keypoints"][t]):
         place = mili.table_to_image(size, xy)
         way = (xy - seen["pose"][t, :2]) / 0.06
         smooth = literal_smooth(aim[0, k].numpy() - way, 0.3)
-        sums["ways"].append(literal_surprise(heat[0, k].numpy(), place) + smooth)
+        losses["keypoints"].append(literal_surprise(heat[0, k].numpy(), place) + smooth)
         if k == networks.LANDING:
-            sums["downs"].append(literal_smooth(down[0].numpy() - way, 0.1))
+            losses["down"].append(literal_smooth(down[0].numpy() - way, 0.1))
     off = turned[0].numpy() - seen["turned"][t]
-    sums["turns"].append((off**2).mean())
+    losses["turn"].append((off**2).mean())
 
 
 @pytest.mark.parametrize(("method", "tasks"), [("mili", 3), ("mili", 2), ("bc", 3)])
@@ -384,23 +384,22 @@ def test_one_demonstration_is_cloned_under_the_others_embedding(begun, method, t
     mili.rotate_crops(batch, rng)
     look, embed, policy = agent.nets
     seen = [[{k: x[i, m] for k, x in batch.items()} for i in range(3)] for m in (0, 1)]
-    sums, size, f = defaultdict(list), run.config.size, np.zeros((2, 3), object)
+    losses, size, f = defaultdict(list), run.config.size, np.zeros((2, 3), object)  # f: [2, pairs]
     with torch.no_grad():
         for m, i in np.ndindex(2, 3):
-            f[m, i] = literal_embedding(embed, look, seen[m][i], size, sums)
+            f[m, i] = literal_embedding(embed, look, seen[m][i], size, losses)
         mean = sum(f.ravel()) / 6
         for m, i in np.ndindex(2, 3):
             f[m, i] = f[m, i] - mean
             f[m, i] = f[m, i] / f[m, i].square().sum().sqrt()
         for m, i, t in np.ndindex(2, 3, FRAMES):  # clone d_m, given d_n
             shown = f[1 - m, i] * (method != "bc")
-            literal_clone(policy, look, seen[m][i], t, shown, size, sums)
-    sums["unlike"] = [literal_contrastive(list(f[0, :tasks]), list(f[1, :tasks]), 1.0)]
+            literal_clone(policy, look, seen[m][i], t, shown, size, losses)
+    losses["contrastive"] = [literal_contrastive(list(f[0, :tasks]), list(f[1, :tasks]), 1.0)]
     metrics = agent.update(batch, tasks)
-    names = ("oil", "unlike", "ends", "ways", "downs", "turns", "hands", "objects")
     np.testing.assert_allclose(
         [metrics[name] for name in mili.LOSSES],
-        [np.mean(sums[name]) for name in names],
+        [np.mean(losses[name]) for name in mili.LOSSES],
         rtol=1e-3,
     )
 
