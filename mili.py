@@ -55,9 +55,11 @@ Departures from the paper, and what it leaves open:
     change and its difference from the command: are the fingers closing, open, or holding something?
 12. Of an episode, f sees and cloning uses 8 frames (40 with --preset paper), the first and the last
     among them: many episodes in a batch rather than many frames of each.
-13. Steps in which a trial's gripper stood still are dropped: a memoryless policy learns to wait.
-14. After a useless trial a script drives the gripper home, and it tries again with the objects as
-    they are, up to --tries times in a row, each judged from when it was home.  Only useful tries
+13. Steps in which a trial's gripper stood still are dropped: from them a policy, which remembers
+    no more than the last step, would learn to wait.  What it felt after them stays as it was.
+14. After a useless trial a script drives the gripper home, in eight of the 50 steps, and it tries
+    again with the objects as they are, shown another demonstration of its task; a robot has --tries
+    in all, each judged from when it was home, and each is one of the B.  Only useful tries
     are learned from, with their way home, which f sees, too: demonstrations do not fail, so a
     policy trained on them alone knows no way back; and from most starts it succeeds always or
     never, so that without retries useful trials are of what is mastered already.
@@ -153,7 +155,6 @@ CROP_WEIGHT = 5.0  # of the crop's losses, L_down and L_turn
 MIRROR = {  # signs under a left-right flip
     "pose": np.float32([-1, 1, 1, 1, -1, -1, 1, 1, 1]), "keypoints": np.float32([-1, 1]),
     "action": np.float32([-1, 1, 1, 1, -1, -1, 1]), "turned": np.float32([1, -1]),
-    "yaw": np.float32(-1),
 }  # fmt: skip
 HOME_STEPS = 8  # of the scripted way home before another try
 PARTNERS = 8  # kept for each trial: the most similar (random: any)
@@ -196,7 +197,7 @@ def load_demos(config, split, numbers):
         here = (demo["scene"], demo["slot"]) == tuple(task) and demo["rewards"].any()
         env.check(here, f"{path} does not show task {path.name[:3]} of {split}")
         done = {"achieved": slots == task.slot, "done_at": int(demo["rewards"].argmax()) + 1}
-        episodes.append(cut_when_done(demo | done | {"scene": task.scene}))
+        episodes.append(with_pose(cut_when_done(demo | done | {"scene": task.scene})))
     return episodes
 
 
@@ -206,6 +207,14 @@ def cut_when_done(episode):
     T = episode["done_at"] + LEAVE_STEPS * placed
     kept = {"states": episode["states"][: T + 1], "actions": episode["actions"][:T]}
     return kept | {name: episode[name] for name in ("scene", "achieved")}
+
+
+def with_pose(episode):
+    """The episode with what the robot felt in each of its states: pose [T + 1, 9]."""
+    pose = poses(episode["states"])
+    before, commanded = np.roll(pose, 1, 0), np.append(pose[0, 6], episode["actions"][:, 6])
+    before[0] = pose[0]
+    return episode | {"pose": proprioception(pose, before, commanded)}
 
 
 def task_table(episodes):
@@ -224,25 +233,21 @@ def task_table(episodes):
 class Library:
     """All frames of some episodes, one after the other; images in shared memory.
 
-    image [M, H, W, 3], pose [M, 9], yaw [M], action [M, 7], done [M]; keypoints [M, 5, 2] on the
-    table; turned [M, 2]: the yaw at the next landing, by `twice`.  first, length: of each episode.
-    Its last frame repeats its last action.
+    image [M, H, W, 3], pose [M, 9], action [M, 7], done [M]; keypoints [M, 5, 2] on the table;
+    turned [M, 2]: the yaw at the next landing, by `twice`.  first, length: of each episode.  Its
+    last frame repeats its last action.
     """
 
     def __init__(self, config, episodes, title):
         self.episodes, length = episodes, [len(e["states"]) for e in episodes]
         self.length, self.first = np.array(length), np.cumsum([0, *length[:-1]])
         self.tasks = task_table(episodes)
-        states = np.concatenate([e["states"] for e in episodes])
-        pose = poses(states)
-        before = np.maximum(np.arange(len(pose)) - 1, np.repeat(self.first, length))
         actions = [np.concatenate([e["actions"], e["actions"][-1:]]) for e in episodes]
         self.action = np.float32(np.concatenate(actions))
-        commanded = np.where(before < np.arange(len(pose)), self.action[before, 6], pose[:, 6])
-        self.pose = proprioception(pose, pose[before], commanded)
+        self.pose = np.concatenate([e["pose"] for e in episodes])
         left = np.concatenate([np.arange(n)[::-1] for n in length])
         self.done = np.float32(left < DONE_FRAMES)
-        self.image = render(config, states, title)
+        self.image = render(config, [e["states"] for e in episodes], title)
         some = self.first[np.linspace(0, len(self) - 1, min(len(self), 500)).astype(int)]
         home = np.uint8(np.median(self.image[some], 0))  # empty table, gripper at its start
         then, at = [], []
@@ -250,9 +255,9 @@ class Library:
             path = self.pose[e : e + n, :3]
             then.append(e + later_frames(path[:, 2]))
             at.append(touched_and_goal(path, *object_masks(self.image[e : e + n], home)))
-        then, self.yaw = np.concatenate(then), self.pose[:, 5]
+        then = np.concatenate(then)
         self.keypoints = np.concatenate([self.pose[then, :2], np.concatenate(at)], 1)
-        self.turned = twice(self.yaw[then[:, networks.LANDING]])
+        self.turned = twice(self.pose[then[:, networks.LANDING], 5])
 
     def __len__(self):
         return len(self.first)
@@ -267,7 +272,7 @@ class Library:
         return self.first[episodes][..., None] + np.minimum((part * n).astype(int), n - 1)
 
     def take(self, moments):
-        names = ("image", "pose", "yaw", "action", "done", "keypoints", "turned")
+        names = ("image", "pose", "action", "done", "keypoints", "turned")
         return {name: getattr(self, name)[moments] for name in names}
 
 
@@ -371,15 +376,16 @@ def proprioception(pose, before, commanded):
 
 
 def render(config, states, title, chunk=200):
-    """Images of these states, rendered by the actors.  [M, size, size, 3]"""
-    seen = replay.Shared(states=(states.shape, np.float64))
-    items = replay.Shared(image=((len(states), config.size, config.size, 3), np.uint8))
-    seen.states[:] = states
+    """Images of episodes' states, rendered by the actors.  [M, size, size, 3]"""
+    frames = sum(map(len, states))
+    seen = replay.Shared(states=((frames, states[0].shape[1]), np.float64))
+    items = replay.Shared(image=((frames, config.size, config.size, 3), np.uint8))
+    np.concatenate(states, out=seen.states)
     crew = begin_crew(config, Renderer, items, (seen, chunk))
     try:
-        with tqdm(total=len(states), desc=title, unit="image", disable=len(states) < 3_000) as bar:
+        with tqdm(total=frames, desc=title, unit="image", disable=frames < 3_000) as bar:
             done = 0
-            while done < len(states):
+            while done < frames:
                 before, done = done, let_work(crew)
                 bar.update(done - before)
     finally:
@@ -458,7 +464,8 @@ def empty_table(size):
 
 
 def add_noise(batch, rng):
-    """Add noise to the poses: departure 11."""
+    """Add noise to the poses, but not to the yaw that turns are relative to: departure 11."""
+    batch["yaw"] = batch["pose"][..., 5]
     noise = rng.normal(0, POSE_NOISE, batch["pose"].shape)
     batch["pose"] = batch["pose"] + noise.astype(np.float32)
 
@@ -737,10 +744,11 @@ class Collector:
 
 def without_waiting(trial):
     """Without the steps in which the gripper stood still: departure 13."""
-    going = (np.abs(np.diff(poses(trial["states"]), axis=0)) > REACH / 30).any(1)
+    trial = with_pose(trial)  # of every step: after one that is left out, fingers are at rest
+    going = (np.abs(np.diff(trial["pose"][:, :7], axis=0)) > REACH / 30).any(1)
     going[0] |= not going.any()
-    states, actions = trial["states"][np.append(going, True)], trial["actions"][going]
-    return trial | {"states": states, "actions": actions}
+    kept = {name: trial[name][np.append(going, True)] for name in ("states", "pose")}
+    return trial | kept | {"actions": trial["actions"][going]}
 
 
 def in_chunk(config):

@@ -565,7 +565,7 @@ def test_with_augment_no_images_are_learned_from_as_they_are(begun, monkeypatch)
     monkeypatch.setattr(run.demos, "take", lambda at: seen.append(taken(at)) or seen[-1])
     run.learn(0, 0.0)
     was, now = seen
-    for name in ("image", "action", "keypoints", "turned", "yaw"):
+    for name in ("image", "action", "keypoints", "turned"):
         np.testing.assert_array_equal(was[name], now[name])
     off = (now["pose"] - was["pose"]).reshape(-1, 9)
     np.testing.assert_allclose(off.std(0), mili.POSE_NOISE, rtol=0.5, atol=1e-6)
@@ -1151,10 +1151,13 @@ def test_a_robot_feels_whether_its_fingers_hold_something(begun):
 
 
 def test_steps_in_which_a_trial_stood_still_are_not_learned_from(begun):
-    """A demonstration in which the robot hesitates three times is the one without."""
-    plain = mili.without_waiting(begun().episodes[0])
+    """A demonstration in which the robot hesitates three times is the one without.
+
+    But for what it feels when it goes on: its fingers were at rest.
+    """
+    plain, hesitates = mili.without_waiting(begun().episodes[0]), [2, 5, 7]
     steps = np.arange(len(plain["actions"]))
-    again = np.repeat(steps, 1 + np.isin(steps, [2, 5, 7]) * 4)
+    again = np.repeat(steps, 1 + np.isin(steps, hesitates) * 4)
     waiting = plain | {
         "states": plain["states"][np.append(again, len(steps))],
         "actions": plain["actions"][again],
@@ -1163,6 +1166,13 @@ def test_steps_in_which_a_trial_stood_still_are_not_learned_from(begun):
     found = mili.without_waiting(waiting)
     np.testing.assert_array_equal(found["states"], plain["states"])
     np.testing.assert_array_equal(found["actions"], plain["actions"])
+    was, felt = (mili.with_pose(e)["pose"] for e in (plain, waiting))
+    assert abs(was[hesitates, 7]).max() > 0.02  # fingers were closing, in one of them
+    goes_on = np.append(np.flatnonzero(again[1:] != again[:-1]), [len(again) - 1, len(again)])
+    np.testing.assert_array_equal(found["pose"], felt[goes_on])
+    assert (found["pose"][hesitates, 7] == 0).all()
+    others = np.setdiff1d(np.append(steps, len(steps)), hesitates)
+    np.testing.assert_array_equal(found["pose"][others], was[others])
 
 
 def test_a_damaged_chunk_is_told_once_its_trials_were_counted(begun):
