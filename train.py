@@ -190,11 +190,11 @@ def loop(run, folder, log, config, stop, clock):
             if ended or stop.asked:
                 break
             run.elapsed = (now - clock) / 60 / minutes if minutes else 0.0
-            told = run.round()
+            told, phase = run.round(), bar.phase
             bar.show(run)
             if told:
                 tqdm.write(told)
-            if now - saved > 60 * config.save_minutes:
+            if bar.phase != phase or now - saved > 60 * config.save_minutes:
                 keep()
                 saved = time.monotonic()
     keep()

@@ -1239,6 +1239,9 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     def no_pictures(*_):
         raise ImportError("of the parts")
 
+    kept, save = [], train.save
+    watched = lambda folder, run, log: kept.append(run.steps) or save(folder, run, log)
+    monkeypatch.setattr(train, "save", watched)
     for name, parts in (  # 20 updates, 16 trials, their pairs, 20 updates; 16 trials and so on
         ("whole", [(999, two)]),
         ("parts", [(10, []), (25, []), (45, []), (57, []), (60, two), (80, []), (999, [])]),
@@ -1253,6 +1256,8 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
             monkeypatch.setattr(mili.Run, "finished", before)
         ends.append(train.load_newest(out))
         monkeypatch.setattr(train, "draw_curves", no_pictures)
+        if name == "whole":  # where each phase ends: trials stay with the policy that tried
+            assert {20, 36, 37, 57, 73, 74, 94} <= set(kept)
     assert len(list((out / "trials/2").iterdir())) == 4
     assert_same(ends[0]["learners"], ends[1]["learners"])
     out = tmp_path / "whole"
