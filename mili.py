@@ -1021,31 +1021,35 @@ class Run:
             self.close()
 
     def read_trials(self, iteration):
-        """R, newest round first, cut to what --memory_gb holds; numbers of useful and all tries."""
-        config, trials, tried = self.config, [], 0
+        """R, newest round first, cut to what --memory_gb holds; its newest round's useful tries
+        and all of these, by number."""
+        config, trials, tried = self.config, [], chunks(self.config) * in_chunk(self.config)
         for past in range(iteration, 0, -1):
             for number in range(chunks(config)):
                 path = self.trials_folder(past) / chunk_name(number)
                 more = load_trials(path)
                 lost = f"{path} is missing or damaged: restore it, or begin a new run"
                 env.check(more is not None, lost)
-                trials, tried = trials + more, tried + in_chunk(config)
-        env.check(len(trials) > 1, f"of {tried} trials, {len(trials)} did anything useful: begin "
-                  "a run that learns longer (--updates) or tries more (--trials)")  # fmt: skip
+                trials += more
+            if past == iteration:
+                useful = len(trials)
+        env.check(len(trials) > 1, f"of {tried * iteration} trials, {len(trials)} did anything "
+                  "useful: begin a run that learns longer (--updates) or tries more (--trials)"
+                  )  # fmt: skip
         ends = np.cumsum([len(t["states"]) for t in trials])
         kept = int((ends * 3 * config.size**2 <= config.memory_gb * 1e9).sum())
         short = f"--memory_gb {config.memory_gb} holds {kept} trials; raise it"
         env.check(kept > 1, f"{short}: {self.trials_stay()}")
-        return [without_waiting(trial) for trial in trials[:kept]], len(trials), tried
+        return [without_waiting(trial) for trial in trials[:kept]], useful, tried
 
     def find_pairs(self, iteration):
         """Algorithm 1, lines 17 to 23."""
         config = self.config
-        trials, useful, tried = self.read_trials(iteration)
         self.trials = None  # frees the previous round's images
+        trials, useful, tried = self.read_trials(iteration)
         self.trials = Library(config, trials, "trials as images")
-        alpha = config.alpha
-        if not alpha:
+        alpha = config.alpha if config.method == "mili" else np.nan  # others need none
+        if alpha == 0:
             f, library = self.look_at("val")
             alpha = choose_alpha(f, library.tasks, config.tasks)
         rng = np.random.default_rng((6, config.seed, iteration))
@@ -1064,7 +1068,8 @@ class Run:
         self.steps += 1
         by = f"α = {alpha:.2f}" if config.method == "mili" else config.method
         return (
-            f"{useful:,} of {tried:,} trials were useful, {len(trials):,} are kept; "
+            f"{useful:,} of {tried:,} trials were useful, {len(trials):,} "
+            f"{'of all rounds ' if iteration > 1 else ''}are kept; "
             f"{by} makes {worth['pairs']:,} pairs, {100 * worth['precision']:.0f} % "
             f"of them of one task, which are {100 * worth['recall']:.0f} % of all such; of the "
             f"partners that are kept, {100 * worth['kept_precision']:.0f} % show a trial's task"
