@@ -67,8 +67,8 @@ Departures from the paper, and what it leaves open:
     section IV-B has "new scenes"; algorithm 1, line 12, has the task's own.
 16. Meta-imitation is the policy before its trials; behaviour cloning is the same without f(d).
     Both have eq. 3 and all departures that are not about trials; the paper's have eq. 2 and eq. 1.
-    `longer` in figures/mili.py measures what as many further updates on demonstrations alone gain:
-    the rest is due to trials.
+    `updates_1` in figures/mili.py measures what as many further updates gain on demonstrations
+    alone, twice as many a batch: the rest is due to trials.
 17. Adam's step size falls to --lr_end of its initial value, gradients are clipped to norm 10, and
     each training phase goes on from the networks of the one before, with a new Adam.
 """
@@ -1177,6 +1177,8 @@ def completed(config):
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.batch - trial_pairs(config) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
+    good = trial_pairs(config) or config.method not in ("oracle", "random")
+    env.check(good, f"--share {config.share} pairs no trials: leave out --method {config.method}")
     good = config.batch <= config.tasks
     env.check(good, f"--batch {config.batch} has a pair of each task: it needs as many --tasks")
     return config
@@ -1219,15 +1221,21 @@ def make_run(config):
     return Run(config)
 
 
+def column(config):
+    """What the table calls a run: its method, or updates if it has rounds without trials."""
+    untried = config.method not in ("meta", "bc") and not trial_pairs(config)
+    return "updates" if untried else config.method
+
+
 def table(folder, config, results):
     """Success by family: of a run, of its first policy, and of comparable runs beside it in runs/.
 
-    Comparable runs differ in MAY_DIFFER alone (without trials also in OF_TRIALS), are finished,
-    and were evaluated by as many episodes of the same split.
+    Comparable runs differ in MAY_DIFFER alone (without rounds also in OF_TRIALS, without trials
+    in --share), are finished, and were evaluated by as many episodes of the same split.
     """
     (judged,) = (name for name in results if name.endswith("_episodes"))
-    columns = {config.method: results}
-    if config.method != "bc":
+    columns = {(mine := column(config)): results}
+    if mine != "bc":
         first = {name: results["meta_" + name] for name in ("success", *env.FAMILIES)}
         columns.setdefault("meta", first)
     beside = Path(folder).parent
@@ -1237,14 +1245,15 @@ def table(folder, config, results):
             other = json.loads(path.with_name("config.json").read_text())
         except (OSError, ValueError):
             continue  # whatever else lies there
-        without = {config.method, other.get("method")} & {"meta", "bc"}
-        free = {*MAY_DIFFER, *(OF_TRIALS if without else ())}
+        theirs = column(SimpleNamespace(**vars(config) | other))
+        free = {*MAY_DIFFER, *(OF_TRIALS if {mine, theirs} & {"meta", "bc"} else ())}
+        free |= {"share"} if "updates" in (mine, theirs) else set()
         alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in free)
         alike &= "steps" in found and found.get(judged) == results[judged]
-        alike &= other.get("share", 0) > 0 or not without  # else no trials were learned from
         if alike and found["steps"] == length_of(SimpleNamespace(**other)):
-            columns.setdefault(other["method"], found)
-    methods = [name for name in ("bc", "meta", "random", "mili", "oracle") if name in columns]
+            columns.setdefault(theirs, found)
+    order = ("bc", "meta", "updates", "random", "mili", "oracle")
+    methods = [name for name in order if name in columns]
     title = f"{results[judged]} episodes of {judged.split('_')[0]} tasks"
     rows = {"all four families": "success"} | {f"    {name}": name for name in env.FAMILIES}
     line = lambda what, cells: f"{what:32}" + "".join(f"{cell:>10}" for cell in cells)
@@ -1252,7 +1261,7 @@ def table(folder, config, results):
     lines += [line(what, (f"{columns[m][k]:.3f}" for m in methods)) for what, k in rows.items()]
     lines.append(line("the paper, all four", (PAPER.get(m, "") for m in methods)))
     if results["steps"] < (whole := length_of(config)):
-        lines.append(f"{config.method} after {results['steps']:,} of its {whole:,} steps")
+        lines.append(f"{mine} after {results['steps']:,} of its {whole:,} steps")
     return lines
 
 

@@ -1319,13 +1319,16 @@ def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
     mine = numbers(0.5) | first | {"val_episodes": 40, "steps": 57}
     lines = mili.table(tmp_path / "mine", config(), mine)
     words = lambda line: re.sub(" +", " ", line)
-    assert words(lines[0]) == "40 episodes of val tasks bc meta mili oracle"
-    assert words(lines[1]) == "all four families 0.125 0.250 0.500 0.750"
+    assert words(lines[0]) == "40 episodes of val tasks bc meta updates mili oracle"
+    assert words(lines[1]) == "all four families 0.125 0.250 0.375 0.500 0.750"
     assert words(lines[-1]) == "the paper, all four less 0.239 0.327 0.337"
     lines = mili.table(tmp_path / "mine", config(), mine | {"steps": 30})
     assert lines[-1] == "mili after 30 of its 57 steps"
     lines = mili.table(tmp_path / "mine", config(method="bc"), mine | {"steps": 20})
-    assert lines[0].split()[5:] == ["bc", "oracle"]
+    assert lines[0].split()[5:] == ["bc", "updates", "oracle"]
+    lines = mili.table(tmp_path / "mine", config(share=0.0), mine | {"steps": 40})
+    assert words(lines[0]) == "40 episodes of val tasks bc meta updates oracle"  # no MILI
+    assert words(lines[1]) == "all four families 0.125 0.250 0.500 0.750"
     assert "steps" not in lines[-1]
 
 
