@@ -39,6 +39,8 @@ import multiprocessing
 import os
 import signal
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -1314,15 +1316,24 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
         if len(there) < len(paths):
             jobs.append((world, by, paths, mine, horizon))
     if jobs:
-        context, workers = multiprocessing.get_context("spawn"), min(processes, len(jobs))
+        workers = min(processes, len(jobs))
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
         try:
-            pool = context.Pool(workers)
+            made = pool.map(_demonstrate, jobs)
         finally:
             signal.signal(signal.SIGINT, ours)
-        with pool:
-            made = pool.imap_unordered(_demonstrate, jobs)
+        try:
             list(tqdm(made, f"demonstrations by {by}", len(jobs), unit="chunk"))
+        except BrokenProcessPool:  # a Pool would wait for ever
+            advice = "is memory short? What is made stays: the same command makes the rest"
+            raise RuntimeError(f"a process that made demonstrations died; {advice}") from None
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a file is there as a whole, or not at all
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _demonstrate(job):

@@ -166,6 +166,16 @@ def test_demonstrations_are_the_same_again_and_only_missing_ones_are_made(folder
         env.make_demos(tmp_path, "stack", "C", count=1)
 
 
+def killed(_):
+    os._exit(9)
+
+
+def test_a_killed_maker_of_demonstrations_is_not_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(env, "_demonstrate", killed)
+    with pytest.raises(RuntimeError, match="died; is memory short"):
+        env.make_demos(tmp_path, "stack", "A", count=1)
+
+
 def test_people_know_where_they_belong():
     with pytest.raises(ValueError, match="give it a Stack world"):
         env.Person(env.Kitchen(1, obs="features"), "A")
