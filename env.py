@@ -1311,8 +1311,11 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
         mine = int(mine.generate_state(1)[0])
         there = [path for path in paths if path.exists()]
         if there:
-            advice = f"was made with another --seed; make these elsewhere than in {folder}"
-            check(load_demo(there[0], world, ())["seed"] == mine, f"{there[0]} {advice}")
+            demo, advice = load_demo(there[0], world, ("dones",)), f"make these not in {folder}"
+            steps = len(demo["dones"])
+            check(demo["seed"] == mine, f"{there[0]} was made with another --seed; {advice}")
+            good = world == "kitchen" or steps == horizon
+            check(good, f"{there[0]} has {steps} steps, not --horizon {horizon}; {advice}")
         if len(there) < len(paths):
             jobs.append((world, by, paths, mine, horizon))
     if jobs:

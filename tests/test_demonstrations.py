@@ -160,6 +160,8 @@ def test_demonstrations_are_the_same_again_and_only_missing_ones_are_made(folder
     assert (tmp_path / "0003.npz").exists()
     with pytest.raises(ValueError, match="made with another --seed"):
         env.make_demos(tmp_path, "stack", "A", count=5, seed=1)
+    with pytest.raises(ValueError, match=r"0000.npz has 200 steps, not --horizon 210; make these"):
+        env.make_demos(tmp_path, "stack", "A", count=5, horizon=210)
     with pytest.raises(ValueError, match="count is 0"):
         env.make_demos(tmp_path, "stack", "A", count=0)
     with pytest.raises(ValueError, match="by is 'C'; it is one of A, B"):
