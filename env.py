@@ -789,6 +789,8 @@ class Kitchen:
         self.low, self.high = scene_model(0).actuator_ctrlrange.T / self.JAW
         self.n = n = self.physics.n
         self.tasks = [Task(0, 0)] * n
+        self.allowed = np.zeros((n, len(SLOTS)), bool)  # which slots are feasible in its scene
+        self.room = np.zeros((n, 3))  # of each object, for others on it
         self.memory = np.zeros((n, MEMORY))  # of the episode, to judge success
         self.start, self.rise = self.memory[:, :9], self.memory[:, 9:12]
         self.depth, self.touched = self.memory[:, 12:14], self.memory[:, 14:17]  # -1: not parted
@@ -822,7 +824,9 @@ class Kitchen:
             check(len(tasks) == len(ids), f"{len(tasks)} tasks for {len(ids)} robots")
             tasks = [check_task(task) for task in tasks]
             for i, task in zip(ids, tasks, strict=True):
-                self.tasks[i] = task
+                scene = scenes()[task.scene]
+                self.tasks[i], self.allowed[i] = task, scene.allowed
+                self.room[i] = [kitchenware()[thing].room for thing in scene.objects]
             self.physics.batch.set_models([scene_model(task.scene) for task in self.tasks])
         states = np.zeros((len(ids), self.state_size))
         for i, state, rng in zip(ids, states, self.physics.begin(ids), strict=True):
@@ -919,8 +923,6 @@ class Kitchen:
         moved = np.linalg.norm((place - start)[:, :, :2], axis=2)
         velocity = self.physics.qvel[ids, 8:26].reshape(-1, 3, 6)
         still = np.linalg.norm(velocity[:, :, :3], axis=2) < 0.05
-        objects = (o for i in np.arange(self.n)[ids] for o in scenes()[self.tasks[i].scene].objects)
-        room = np.array([kitchenware()[o].room for o in objects]).reshape(-1, 3)
         slots = [*(self.depth[ids] > self.DEPTH).T]
         free = ~table & ~(touch @ np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]], bool))
         slots += [*(left & right & free & (place[:, :, 2] - start[:, :, 2] > 0.05)).T]
@@ -930,8 +932,8 @@ class Kitchen:
         for i, j in PAIRS:
             apart = np.linalg.norm((place[:, i] - place[:, j])[:, :2], axis=1)
             rests = touch[:, i + j - 1] & ~table[:, i] & ~held[:, i] & still[:, i]
-            slots.append(rests & (apart < room[:, j]) & (rise[:, i] > 0.03))
-        return np.stack(slots, 1) & self.allowed(ids)
+            slots.append(rests & (apart < self.room[ids, j]) & (rise[:, i] > 0.03))
+        return np.stack(slots, 1) & self.allowed[ids]
 
     def judge_anew(self, ids):
         """Judge these episodes as if they began now: what was done before no longer counts.
@@ -945,11 +947,6 @@ class Kitchen:
     def succeeded(self):
         """Has each robot done its own task?  [n]"""
         return self.achieved()[np.arange(self.n), [task.slot for task in self.tasks]]
-
-    def allowed(self, ids=slice(None)):
-        """Which slots are feasible in each robot's scene.  [k, 17]"""
-        every = [scenes()[self.tasks[i].scene].allowed for i in np.arange(self.n)[ids]]
-        return np.array(every, bool).reshape(-1, len(SLOTS))
 
     def useful(self, ids=slice(None)):
         """The paper's filter F: has the episode achieved any slot?  [k]"""

@@ -508,7 +508,7 @@ def test_only_what_makes_sense_counts():
     j = (i + 1) % 3
     start = world.start[0].reshape(3, 3)
     rearrange(world, {i: start[i] + [0.05, 0, 0]}, {TOUCHED + i + j - 1: 1})
-    assert not world.allowed()[0, SLOTS.index(("push", i, j))]
+    assert not world.allowed[0, SLOTS.index(("push", i, j))]
     assert ("push", i, j) not in achieved(world)
 
 

@@ -787,7 +787,7 @@ def test_what_was_done_before_going_home_is_not_what_a_try_achieves(begun, monke
     """Two robots have pressed one button and go home; then one of them presses the other."""
     scene = next(task.scene for task in env.tasks_of("train") if task.family == "press")
     world = env.Kitchen(3, 3, obs="features", size=32, tasks=[env.Task(scene, 0)] * 3)
-    assert world.allowed()[:, :2].all()
+    assert world.allowed[:, :2].all()
     aside = np.tile(np.float32([0.2, 0.1, 0.1, 0, 0, 0, 0.1]), (3, 1))
     for _ in range(10):
         world.step(aside)
