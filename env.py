@@ -256,10 +256,6 @@ class Physics:
 
     def pictures(self, cameras, states, size):
         """Images of any states, each by its own camera.  [k, size, size, 3] uint8"""
-        states, expected = np.asarray(states), (len(cameras), self.state_size)
-        good = states.ndim == 2 and len(states) == len(cameras)
-        good = good and states.shape[1] >= self.state_size
-        check(good, f"states have shape {states.shape}, expected {expected} or wider")
         images = np.empty((len(states), size, size, 3), np.uint8)
         for image, camera, state in zip(images, cameras, states, strict=True):
             self.scratch.qpos = state[1 : 1 + self.model.nq]
@@ -414,6 +410,7 @@ class Stack:
 
     def render(self, states):
         """Images of any states, a demonstration's for instance.  [k, size, size, 3] uint8"""
+        states = check_states(states, len(states), self.physics.state_size, ())
         return self.physics.pictures([self.camera] * len(states), states, self.camera.size)
 
     # -- steps and rewards
@@ -877,7 +874,8 @@ class Kitchen:
 
     def render(self, states):
         """Images of any states, each in its scene (its last number).  [k, size, size, 3] uint8"""
-        numbers = np.atleast_2d(states)[:, -1].astype(int)
+        states = check_states(states, len(states), self.state_size, ())
+        numbers = states[:, -1].astype(int)
         good = ((numbers >= 0) & (numbers < len(scenes()))).all()
         check(good, f"states are of scenes {numbers}; there are {len(scenes())}")
         cameras = [scene_camera(int(number), self.size, self.shadows) for number in numbers]
@@ -1237,6 +1235,8 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
             for key in keys:
                 kind, columns, extra = ARRAYS[key]
                 demo[key] = _read(archive, key, kind, (rows + extra, *columns[world]))
+    except (MemoryError, PermissionError):  # not the file's fault
+        raise
     except Exception as error:  # whatever a damaged file makes the readers raise
         fault = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path}: truncated, damaged or no demonstration: {fault}") from None
@@ -1273,8 +1273,7 @@ def _read(archive, key, kind, shape):
 def load_demos(folder, world, keys=("states", "obs/features", "obs/body"), count=None):
     """The first `count` demonstrations of a folder, sorted by name; or the one of a file."""
     folder = Path(folder)
-    paths = sorted(folder.glob("*.npz")) if folder.is_dir() else [folder]
-    paths = [path for path in paths if path.exists()]
+    paths = [folder] if folder.suffix == ".npz" else sorted(folder.glob("*.npz"))
     enough = len(paths) >= max(count or 1, 1)
     found = f"{folder} holds {len(paths)} demonstrations, {count or 1} wanted"
     folder = folder.parent if folder.suffix == ".npz" else folder
