@@ -26,7 +26,8 @@ Departures from the papers, and what they leave open:
     pixel may differ).  Their poses are our choice.
  6. The kitchen is built on MuJoCo, not Bullet, from 16 kinds of kitchenware made of primitives;
     neither code nor scenes of the paper's kitchen are public.  Jaws stay parallel; the finger angle
-    is a linkage's: each jaw opens 5 cm per radian.  A step is limited to 6 cm and 0.5 rad.
+    is a linkage's: each jaw opens 5 cm per radian.  A step is limited to 6 cm along each axis and
+    0.5 rad of each angle.
 """
 
 import copy
@@ -84,7 +85,7 @@ class Camera:
     """RGB uint8 images by ray casting (`mj_multiRay`), Lambertian shading, no OpenGL.
 
     Static geoms are cast once.  Each frame casts only the rays that may hit a moving geom: those
-    of the pixels under the moving geoms' bounding spheres.
+    of the pixels under the moving geoms' bounding spheres (for shadows also the lamp's rays).
     """
 
     AMBIENT, DIFFUSE, SKY = 0.45, 0.65, np.float32([168, 194, 214])
@@ -235,7 +236,7 @@ class Physics:
         return [np.random.default_rng((0, self.seed, i, self.episode[i])) for i in ids]
 
     def get(self, ids=slice(None)):
-        """The full state: all that the future depends on.  [k, state_size]"""
+        """The full state: all that the motion to come depends on.  [k, state_size]"""
         motion = self.batch.state[ids, : self.motion]
         mocap = self.mocap[ids].reshape(len(motion), 3 * self.model.nmocap)
         return np.concatenate([motion, mocap], 1)
@@ -451,8 +452,8 @@ class Stack:
 # The people who demonstrate stacking
 # --------------------------------------------------------------------------------------------
 
-# A is brisk: approaches low from the right, one grip, a steady hand.  B is careful: approaches high
-# from the left, hesitates, often regrips, trembles.
+# A approaches low from the right, grips once, has a steady hand.  B takes longer: approaches high
+# from the left, from farther away, often regrips, trembles.
 PEOPLE = ("A", "B")
 STYLES = {  # of each; pairs are ranges, from which each episode draws
     "side": ((-20, 60), (150, 240)),  # direction from the block to the first waypoint, degrees
@@ -768,7 +769,7 @@ class Kitchen:
     """n grippers, each in the scene of its own task.
 
     Actions are absolute poses at 10 Hz: x, y, z (m), Euler angles (rad) and the finger angle (rad,
-    0 is closed).  A step's target is clipped to within 6 cm and 0.5 rad of the present pose.
+    0 is closed).  A step's target is clipped to within REACH of the present pose, number by number.
     """
 
     RATE = 10  # control steps a second
@@ -910,10 +911,11 @@ class Kitchen:
     def achieved(self, ids=slice(None)):
         """Which slots has the episode achieved, judged as if it ended now?  [k, 17]
 
-        press: the cap was pushed down at any time (its walls leave the gripper 5 mm of play).
-        grasp: only the gripper, with both jaws, touches the object, 5 cm above where it lay.
-        push: it slid by over 4 cm, never lifted, and touched the other, which moved less.
-        place: it was lifted and let go, lies still on the other, within its `room`, off the table.
+        press: the cap was down when some step ended (its walls leave the gripper 5 mm of play).
+        grasp: both jaws touch it, but no table and no object, and it is 5 cm above where it lay.
+        push: it slid by over 4 cm, never rose by 3, and touched the other, which moved less.
+        place: it rose by 3 cm, is let go, lies still on the other, in its `room`, off the table.
+        An object's height is that of the middle of its foot: what falls over rises, too.
         """
         held, left, right, table, touch = self.touching(ids).swapaxes(0, 1)
         place, start = self.place[ids], self.start[ids].reshape(-1, 3, 3)
