@@ -337,7 +337,7 @@ def from_gripper(seen, pose):
 class Mixture(nn.Module):
     """π(a | o, f(d)): a mixture of K Gaussians over actions; keypoints; whether all is done."""
 
-    def __init__(self, channels, places, pose=9, size=32, hidden=256, K=5, queries=8, actions=7):
+    def __init__(self, channels, places, pose=9, size=32, hidden=256, K=20, queries=8, actions=7):
         """Places [h w, 2]: each map cell's position on the table, in the units of pose[:2]."""
         super().__init__()
         side = math.isqrt(len(places))
