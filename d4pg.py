@@ -312,9 +312,9 @@ def demonstrations(config, keys, count=None):
 
 
 def start_states(config):
-    """[states, S]: the first --curriculum states of all demonstrations."""
+    """[states, S]: the first --curriculum states of all demonstrations, but no last one."""
     demos = demonstrations(config, ("states",))
-    return np.concatenate([demo["states"][: config.curriculum] for demo in demos])
+    return np.concatenate([demo["states"][:-1][: config.curriculum] for demo in demos])
 
 
 def ladder(config, number, robots, low, high):
@@ -677,10 +677,11 @@ class Run:
         return row
 
     def state(self):
-        board = self.board
+        board = {n: getattr(self.board, n).copy() for n in ("steps", "episodes", "returns")}
+        for learner in self.learners:
+            learner.memory.collect()  # after the steps were read: no item of theirs is lost
         return {"learners": [learner.state() for learner in self.learners],
-                "actor": self.inline.state() if self.inline else {},
-                "board": {n: getattr(board, n).copy() for n in ("steps", "episodes", "returns")},
+                "actor": self.inline.state() if self.inline else {}, "board": board,
                 "lives": list(self.crew.lives), "mark": self.mark}  # fmt: skip
 
     def load_policies(self, state):

@@ -430,6 +430,18 @@ def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
     nearest = np.abs(now[:, None] - starts[None]).max(2)
     assert (nearest.min(1) < 1e-9).all()
     assert len(set(nearest.argmin(1))) > 8
+    config.curriculum = 300  # nobody begins at the time limit
+    assert d4pg.start_states(config)[:, 0].max() * env.Stack.RATE == pytest.approx(199)
+
+
+def test_a_checkpoint_has_the_items_of_all_steps_that_it_counts():
+    """Also those that the learner has not collected yet."""
+    run = d4pg.make_run(make_config(nstep=1, robots=4)).start()
+    for _ in range(5):
+        run.inline.step()
+    assert len(run.learners[0].memory) == 0
+    state = run.state()
+    assert state["board"]["steps"].sum() == len(state["learners"][0]["memory"]["live"]) == 20
 
 
 @pytest.mark.parametrize(
