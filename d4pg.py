@@ -415,11 +415,23 @@ class Actor:
 
     def load(self, state):
         if state:
-            self.rng.bit_generator.state = state["rng"]
-            self.obs = self.world.set_state(state["world"])
-            self.world.physics.episode[:] = state["episode"]
-            vars(self.window).update(state["window"])
-            self.returns, self.G, self.weight = (state[k] for k in ("returns", "G", "weight"))
+            load_actor(self, state, "returns", "G", "weight")
+
+
+def actor_state(actor, *names):
+    """What an actor needs to go on bit for bit: generator, world, window, and these of its own."""
+    return {"rng": actor.rng.bit_generator.state, "world": actor.world.get_state(),
+            "episode": actor.world.physics.episode, "window": vars(actor.window),
+            **{name: getattr(actor, name) for name in names}}  # fmt: skip
+
+
+def load_actor(actor, state, *names):
+    actor.rng.bit_generator.state = state["rng"]
+    actor.obs = actor.world.set_state(state["world"])
+    actor.world.physics.episode[:] = state["episode"]
+    vars(actor.window).update(state["window"])
+    for name in names:
+        setattr(actor, name, state[name])
 
 
 # --------------------------------------------------------------------------------------------

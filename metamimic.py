@@ -343,17 +343,10 @@ class Actor:
             memory.write(self.number, theirs)
 
     def state(self):
-        """What a resumed run needs to go on bit for bit."""
-        return {"rng": self.rng.bit_generator.state, "world": self.world.get_state(),
-                "episode": self.world.physics.episode, "window": vars(self.window),
-                "returns": self.returns, "frame": self.frame, "end": self.end}  # fmt: skip
+        return d4pg.actor_state(self, "returns", "frame", "end")
 
     def load(self, state):
-        self.rng.bit_generator.state = state["rng"]
-        self.obs = self.world.set_state(state["world"])
-        self.world.physics.episode[:] = state["episode"]
-        vars(self.window).update(state["window"])
-        self.returns, self.frame, self.end = (state[k] for k in ("returns", "frame", "end"))
+        d4pg.load_actor(self, state, "returns", "frame", "end")
 
 
 # --------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ class Items:
     """
 
     def __init__(self, fields, capacity, actors=1, ring=1024):
-        self.fields, self.capacity, self.actors, self.ring = fields, capacity, actors, ring
+        self.fields, self.actors, self.ring = fields, actors, ring
         self.slots = capacity + actors * ring  # slots lent to actors come on top of the capacity
         self.columns, width = {}, 0
         for name, (shape, dtype) in fields.items():
@@ -374,15 +374,13 @@ class Replay:
         slots, weights = self.index.draw(self.rng, count)
         if count not in self.buffers:
             self.buffers[count] = self._make_buffers(count)
-        rows, images, tensors = self.buffers[count]
+        rows, images = self.buffers[count]
         memory = self.items.shared
         memory.rows.take(slots, 0, rows.numpy(), "clip")  # "clip" takes straight into the buffer
         for name, image in images.items():
             getattr(memory, name).take(slots, 0, image.numpy(), "clip")
-        if self.device != "cpu":
-            tensors = self._split(rows.to(self.device), images)
         weights = None if weights is None else torch.from_numpy(weights).to(self.device)
-        return slots, weights, tensors
+        return slots, weights, self._split(rows.to(self.device), images)
 
     def _make_buffers(self, count):
         pin, fields = self.device != "cpu", self.items.fields
