@@ -14,7 +14,8 @@ Departures from the papers:
  1. The batches of a round of updates are sampled together and their targets computed in one pass
     (for images on a CPU, batch by batch): the target networks do not change within a round.
     Priorities are therefore up to a round old.
- 2. Features are normalised to mean 0 and variance 1, as memory holds them after the warm-up.
+ 2. Features are normalised to mean 0 and variance 1, as memory holds them after the warm-up, and
+    clipped to ±10.
  3. Each robot has exploration noise of its own, from --sigma_min to --sigma_max (Ape-X: each an ε).
  4. Termination by the hand-to-block distance (appendix C.2) is imitation's alone: metamimic.py.
  5. CPUs with bfloat16 matrix units may use them for float32 matrix products (`tune`).
@@ -67,8 +68,8 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "lr_end": ("final learning rate, as a fraction of the initial one", 1.0, 1.0, 1.0),
     "target_period": ("updates between copies to the targets", 20, 100, 100),
     "round": ("updates whose batches are sampled together", 5, 10, 10),
-    "sigma_min": ("σ: least exploration noise of a robot", 0.05, 0.05, 0.05),
-    "sigma_max": ("σ: greatest exploration noise of a robot", 0.4, 0.4, 0.4),
+    "sigma_min": ("σ: robots' exploration noise rises from about this", 0.05, 0.05, 0.05),
+    "sigma_max": ("to about this; that of a single robot is between", 0.4, 0.4, 0.4),
     "capacity": ("items in memory", 1_000, 500_000, 1_000_000),
     "sampling": ("uniform; or prioritised, and so is removal", "uniform", "uniform", "uniform"),
     "warmup": ("steps with random actions before learning", 100, 5_000, 10_000),
@@ -407,11 +408,8 @@ class Actor:
 
     def state(self):
         """What a resumed run needs, if the world's state can be read; else {}."""
-        if not hasattr(self.world, "get_state"):
-            return {}
-        return {"rng": self.rng.bit_generator.state, "world": self.world.get_state(),
-                "episode": self.world.physics.episode, "window": vars(self.window),
-                "returns": self.returns, "G": self.G, "weight": self.weight}  # fmt: skip
+        readable = hasattr(self.world, "get_state")
+        return actor_state(self, "returns", "G", "weight") if readable else {}
 
     def load(self, state):
         if state:

@@ -15,22 +15,26 @@ Reaching a demonstration's last frame is a truncation for both.
 Departures from the paper, and what it leaves open:
  1. Eq. 2 as printed pays up to β1 + β2 = 17 a step, where Vmax = 100 at γ = 0.99 allows 1.  Here
     β1 and β2 scale the distances inside the exponentials and both terms are halved: at most 1 a
-    step, so that a reward below 0.5, table 1's cutoff, means that tracking is lost.
+    step, so that a reward below 0.5, table 1's cutoff, means that body and image are off: a robot
+    that tracks either exactly stays above it, whatever becomes of the other.
  2. The paper gives no units for eq. 2's distances; how fast imitation is learned depends on them
     (results/LOG.md).  Positions count in 15 cm and 0.15 rad; velocities and rotation matrices in
     ten times that.  Images whose root mean square difference is 0.5 (of 1) have distance 1.  With
     images, the last wrist joint, which small ones hardly show, has a unit ten times as large.
  3. With --obs features, exact block poses and hand-to-block vectors replace the image, and policies
     see the body, too.  The goal enters as d_{t+1} - o_t, normalised by the statistics of
-    differences between frames; other features by those of the demonstrations' frames.
+    differences between frames, other features by those of the demonstrations' frames; both clipped
+    to ±10, which a block that was lost soon reaches.
  4. The hand-to-block vector may be 3 cm off the demonstration's.  Appendix C.2's 0.01 is 1 cm if it
     is a distance, 10 cm if a squared one: the first ends untrained policies' episodes after two
-    steps, the second keeps robots that have long lost the block.  With features, the cutoff acts
-    before 3 cm do; learning from images needs looser limits (SMALL in figures/metamimic.py).
+    steps, the second keeps robots that have long lost the block.  With features, and noise, the
+    cutoff mostly acts before 3 cm do (results/LOG.md); only they stop who tracks well beside a lost
+    block.  Learning from images needs looser limits (SMALL in figures/metamimic.py).
  5. The classroom preset discounts more: γ = 0.9 for imitation, where the next frame tells nearly
     everything, and 0.98 for the task.  Its learning rates are higher, and decay (--lr_end).
  6. Half of all episodes start in the middle of a demonstration (with the paper's curriculum, all);
-    --amid 0 is the paper without a curriculum, --amid 1 with it.
+    --amid 0 is the paper without a curriculum, --amid 1 with it.  Of 200 steps the first 100 end
+    before most demonstrations have stacked, of 600, as in the paper, the first 300 after.
  7. One process trains both learners in turn (--task_share).  Each has its own memory, since one
     removes by priority and the other first in, first out; imitating robots write to both.
  8. Training images are shifted at random by up to --shift pixels: encoders would memorise a few
@@ -39,9 +43,10 @@ Departures from the paper, and what it leaves open:
     losses), as from rewards alone they learn to see too slowly; robots act on images alone.
  9. The goal shown to the policy may be further ahead than d_{t+1} (--ahead): in an image of 48
     pixels a hand moves by less than one pixel a step.  The reward always compares with d_{t+1}.
-10. --preset paper keeps 300,000 items: table 1's million would take 98 GB in each memory.
+10. --preset paper keeps 200,000 items: table 1's million would take 98 GB in each memory, and as
+    much again while it is saved.
 11. Items also hold the goal that belongs to o_{t+N}: the bootstrap needs it, and the transitions of
-    algorithms 1 and 2 lack it.
+    algorithms 1 and 2 lack it.  At a demonstration's end it is d_T once more.
 """
 
 import zlib
@@ -65,7 +70,7 @@ OWN = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "updates_per_step": ("updates of the networks for each environment step", 0.5, 0.07, 0.1),
     "lr_end": ("final learning rate, as a fraction of the initial one", 1.0, 0.1, 1.0),
     "steps": ("environment steps in all", 2_000, 3_500_000, 200_000_000),
-    "capacity": ("items in each memory", 1_000, 1_000_000, 300_000),
+    "capacity": ("items in each memory", 1_000, 1_000_000, 200_000),
     "gamma": ("γ: discount factor of the task", 0.9, 0.98, 0.99),
     "imitation_gamma": ("γ of imitation", 0.95, 0.9, 0.99),
     "beta_image": ("β1 of eq. 2: image distance", 15.0, 15.0, 15.0),
@@ -78,10 +83,10 @@ OWN = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "shift": ("random shift of training images, pixels at most", 0, 4, 0),
     "tell": ("weight of predicting features from images", 0.0, 1.0, 0.0),
     "task_share": ("fraction of updates for the task learner", 0.5, 0.7, 0.5),
-    "sigma_min": ("σ: least exploration noise of imitating robots", 0.05, 0.05, 0.05),
-    "sigma_max": ("σ: greatest exploration noise of imitating robots", 0.25, 0.5, 0.5),
-    "task_sigma_min": ("σ: least exploration noise of task robots", 0.05, 0.02, 0.02),
-    "task_sigma_max": ("σ: greatest exploration noise of task robots", 0.25, 0.25, 0.25),
+    "sigma_min": ("σ: imitating robots' exploration noise rises from about this", 0.05, 0.05, 0.05),
+    "sigma_max": ("to about this; that of a single robot is between", 0.25, 0.5, 0.5),
+    "task_sigma_min": ("σ: task robots' exploration noise rises from about this", 0.05, 0.02, 0.02),
+    "task_sigma_max": ("to about this; that of a single robot is between", 0.25, 0.25, 0.25),
     "eval_every": ("steps between evaluations", 1_000, 250_000, 1_000_000),
     "eval_episodes": ("demonstrations each of A and B per evaluation", 4, 32, 64),
 }

@@ -119,7 +119,10 @@ def quick_at_half(kind):
 
 
 class Scale(nn.Module):
-    """Features to mean 0 and variance 1, by statistics that are set once; images need none."""
+    """Features to mean 0 and variance 1, clipped to ±10, by statistics that are set once.
+
+    Images need none.
+    """
 
     def __init__(self, inputs):
         super().__init__()

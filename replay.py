@@ -20,7 +20,8 @@ Departures from the papers:
  1. New items enter with the highest priority seen, as in prioritised experience replay; Ape-X's
     actors compute initial priorities, for which they need the critic.
  2. Items to be removed are drawn when their slots are needed, not in bulk every 100 updates.
- 3. Importance weights are divided by their maximum over all samples of a round.
+ 3. Importance weights are Ape-X's (β = 0.4; D4PG's algorithm 1 has 1), divided by their maximum
+    over all samples of a round.
 """
 
 import contextlib
@@ -389,7 +390,7 @@ class Replay:
             name: torch.empty((count, *fields[name][0]), dtype=torch.uint8, pin_memory=pin)
             for name in self.items.images
         }
-        return rows, images, self._split(rows, images)
+        return rows, images
 
     def _split(self, rows, images):
         """Columns of `rows` as named views, in the shapes of their fields; images beside them."""

@@ -135,7 +135,8 @@ def train(args):
         ALGORITHMS[config.algorithm].make_missing(config)
     run = ALGORITHMS[config.algorithm].make_run(config)  # bad input raises an error here
     run.folder = folder
-    tqdm.write(f"{folder}: memory takes up to {run.bytes / 1e9:.2f} GB, shared with the actors")
+    again = "" if config.algorithm == "mili" else ", and as much again while it is saved"
+    tqdm.write(f"{folder}: memory takes up to {run.bytes / 1e9:.2f} GB{again}")
     run.allocate()
     with only_user(folder):
         with Stop() as stop:
