@@ -69,7 +69,7 @@ RUNS = {  # figure: {name: command of train.py}
         "metamimic": f"metamimic {STEPS} --amid 0",
         "metamimic_curriculum": f"metamimic {STEPS}",
         "d4pg": f"d4pg {STEPS} {LIKE_TASK}",
-        "d4pg_curriculum": f"d4pg {STEPS} {LIKE_TASK} --curriculum 100",
+        "d4pg_curriculum": f"d4pg {STEPS} {LIKE_TASK} --curriculum 135",
         "d4pgfd": f"d4pg {STEPS} {LIKE_TASK} --fd 500",
     },
     "pixels": {
