@@ -966,7 +966,8 @@ def test_the_first_policy_is_judged_beside_the_present_one(begun, monkeypatch):
 def test_trials_are_kept_as_they_were(begun, tmp_path):
     trials = begun().episodes[:3]
     mili.save_trials(tmp_path / "x.npz", trials)
-    same_trials(trials, mili.load_trials(tmp_path / "x.npz"))
+    found = map(mili.with_pose, mili.load_trials(tmp_path / "x.npz"))  # so what it felt is, too
+    same_trials(trials, found)
     mili.save_trials(tmp_path / "x.npz", [])
     assert mili.load_trials(tmp_path / "x.npz") == []
 
@@ -1104,11 +1105,12 @@ def by_the_operator(tasks):
         states.append(world.get_state())
         since[ids[reward[ids] > 0]] = len(actions)
     states, actions, slots = np.stack(states, 1), np.stack(actions, 1), np.arange(len(env.SLOTS))
-    return [
-        mili.cut_when_done({"states": states[i], "actions": actions[i], "done_at": since[i],
-                    "scene": task.scene, "achieved": slots == task.slot})
+    every = [
+        {"states": states[i], "actions": actions[i], "done_at": since[i],
+         "scene": task.scene, "achieved": slots == task.slot}
         for i, task in enumerate(tasks) if since[i]
     ]  # fmt: skip
+    return [mili.with_pose(mili.cut_when_done(episode)) for episode in every]
 
 
 def test_a_trial_that_did_something_else_is_paired_with_what_it_did(begun):
