@@ -1309,8 +1309,8 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
         mine = int(mine.generate_state(1)[0])
         there = [path for path in paths if path.exists()]
         if there:
-            demo, advice = load_demo(there[0], world, ("dones",)), f"make these not in {folder}"
-            steps = len(demo["dones"])
+            demo = load_demo(there[0], world, ("dones",))
+            steps, advice = len(demo["dones"]), f"make these elsewhere than in {folder}"
             check(demo["seed"] == mine, f"{there[0]} was made with another --seed; {advice}")
             good = world == "kitchen" or steps == horizon
             check(good, f"{there[0]} has {steps} steps, not --horizon {horizon}; {advice}")

@@ -34,7 +34,7 @@ Departures from the paper, and what it leaves open:
     everything, and 0.98 for the task.  Its learning rates are higher, and decay (--lr_end).
  6. Half of all episodes start in the middle of a demonstration (with the paper's curriculum, all);
     --amid 0 is the paper without a curriculum, --amid 1 with it.  Of 200 steps the first 100 end
-    before most demonstrations have stacked, of 600, as in the paper, the first 300 after.
+    before most demonstrations have stacked, of 600 steps the paper's first 300 after that.
  7. One process trains both learners in turn (--task_share).  Each has its own memory, since one
     removes by priority and the other first in, first out; imitating robots write to both.
  8. Training images are shifted at random by up to --shift pixels: encoders would memorise a few
@@ -83,10 +83,10 @@ OWN = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "shift": ("random shift of training images, pixels at most", 0, 4, 0),
     "tell": ("weight of predicting features from images", 0.0, 1.0, 0.0),
     "task_share": ("fraction of updates for the task learner", 0.5, 0.7, 0.5),
-    "sigma_min": ("σ: imitating robots' exploration noise rises from about this", 0.05, 0.05, 0.05),
-    "sigma_max": ("to about this; that of a single robot is between", 0.25, 0.5, 0.5),
-    "task_sigma_min": ("σ: task robots' exploration noise rises from about this", 0.05, 0.02, 0.02),
-    "task_sigma_max": ("to about this; that of a single robot is between", 0.25, 0.25, 0.25),
+    "sigma_min": ("σ: noise of the calmest imitating robot, about", 0.05, 0.05, 0.05),
+    "sigma_max": ("σ: noise of the wildest imitating robot, about", 0.25, 0.5, 0.5),
+    "task_sigma_min": ("σ: noise of the calmest task robot, about", 0.05, 0.02, 0.02),
+    "task_sigma_max": ("σ: noise of the wildest task robot, about", 0.25, 0.25, 0.25),
     "eval_every": ("steps between evaluations", 1_000, 250_000, 1_000_000),
     "eval_episodes": ("demonstrations each of A and B per evaluation", 4, 32, 64),
 }

@@ -375,13 +375,15 @@ class Replay:
         slots, weights = self.index.draw(self.rng, count)
         if count not in self.buffers:
             self.buffers[count] = self._make_buffers(count)
-        rows, images = self.buffers[count]
+        rows, images, tensors = self.buffers[count]
         memory = self.items.shared
         memory.rows.take(slots, 0, rows.numpy(), "clip")  # "clip" takes straight into the buffer
         for name, image in images.items():
             getattr(memory, name).take(slots, 0, image.numpy(), "clip")
+        if self.device != "cpu":
+            tensors = self._split(rows.to(self.device), images)
         weights = None if weights is None else torch.from_numpy(weights).to(self.device)
-        return slots, weights, self._split(rows.to(self.device), images)
+        return slots, weights, tensors
 
     def _make_buffers(self, count):
         pin, fields = self.device != "cpu", self.items.fields
@@ -390,7 +392,7 @@ class Replay:
             name: torch.empty((count, *fields[name][0]), dtype=torch.uint8, pin_memory=pin)
             for name in self.items.images
         }
-        return rows, images
+        return rows, images, None if pin else self._split(rows, images)  # on a cpu, for good
 
     def _split(self, rows, images):
         """Columns of `rows` as named views, in the shapes of their fields; images beside them."""
