@@ -16,7 +16,8 @@ Departures from the papers:
     Priorities are therefore up to a round old.
  2. Features are normalised to mean 0 and variance 1, as memory holds them after the warm-up, and
     clipped to ±10.
- 3. Each robot has exploration noise of its own, from --sigma_min to --sigma_max (Ape-X: each an ε).
+ 3. Each robot has exploration noise of its own, from --sigma_min to --sigma_max, as Ape-X's actors
+    each have their ε; D4PG's share one σ.  Until --warmup steps, actions are uniformly random.
  4. Termination by the hand-to-block distance (appendix C.2) is imitation's alone: metamimic.py.
  5. CPUs with bfloat16 matrix units may use them for float32 matrix products (`tune`).
  6. At the end of an episode, items span fewer than N steps, so that no reward is lost.
@@ -29,6 +30,7 @@ Departures from the papers:
 
 import copy
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -364,10 +366,10 @@ class Actor:
                 self.obs[ids] = self.world.set_state(chosen, ids)
 
     def ready(self):
-        """May this actor step: is it below its step limit, with enough free slots?"""
+        """May this actor step: are all together below the step limit, and slots enough free?"""
         board, k = self.board, self.number
         most = self.config.robots * self.config.nstep  # items, if all episodes end at once
-        return board.steps[k] < board.limit[k] and self.items.room(k) >= most
+        return board.steps.sum() < board.limit[0] and self.items.room(k) >= most
 
     def step(self):
         """One step of every robot: act, observe, store.  (MetaMimic's algorithm 3)"""
@@ -375,7 +377,7 @@ class Actor:
         self.version, weights = replay.read_weights(board, self.version)
         if weights is not None:
             networks.unflatten(self.flats, weights)
-        if board.steps[k] * max(config.actors, 1) < config.warmup:
+        if board.steps.sum() < config.warmup:
             action = self.rng.uniform(-1, 1, (world.n, len(world.low))).astype(np.float32)
         else:
             noise = self.rng.standard_normal((world.n, len(world.low)), np.float32)
@@ -393,7 +395,7 @@ class Actor:
         board.steps[k] += world.n
 
     def check(self, obs, reward):
-        """Stop at the first NaN, and at a return outside the critic's support."""
+        """Stop at the first NaN, and where a return from an episode's start leaves the support."""
         check_finite(obs, reward)
         self.G += self.weight * reward  # Σ γ^t r_t
         self.weight *= self.config.gamma
@@ -657,12 +659,15 @@ class Run:
             time.sleep(0.0005)
 
     def set_limits(self):
-        """Actors may be ahead of the learner by two rounds and a step, not more."""
+        """Actors may be ahead of the learner by two rounds and a step, not more.
+
+        All together: while one is started anew, the others go on.
+        """
         config, most = self.config, self.config.steps
         if config.updates_per_step:
             ahead = (self.updates + 2 * config.round) / config.updates_per_step
             most = min(most, config.warmup + ahead)
-        self.board.limit[:] = -(-most // len(self.board.limit))
+        self.board.limit[0] = math.ceil(most)
 
     # -- results, rows of metrics.csv, checkpoints
 

@@ -21,15 +21,15 @@ Departures from the paper, and what it leaves open:
     (results/LOG.md).  Positions count in 15 cm and 0.15 rad; velocities and rotation matrices in
     ten times that.  Images whose root mean square difference is 0.5 (of 1) have distance 1.  With
     images, the last wrist joint, which small ones hardly show, has a unit ten times as large.
- 3. With --obs features, exact block poses and hand-to-block vectors replace the image, and policies
-    see the body, too.  The goal enters as d_{t+1} - o_t, normalised by the statistics of
-    differences between frames, other features by those of the demonstrations' frames; both clipped
-    to ±10, which a block that was lost soon reaches.
+ 3. With --obs features, exact block poses and the vectors between hand and blocks replace the
+    image, and policies see the body, too.  The goal enters as d_{t+1} - o_t, normalised by the
+    statistics of differences between frames, other features by those of the demonstrations' frames;
+    both clipped to ±10, which a block that was lost soon reaches.
  4. The hand-to-block vector may be 3 cm off the demonstration's.  Appendix C.2's 0.01 is 1 cm if it
     is a distance, 10 cm if a squared one: the first ends untrained policies' episodes after two
     steps, the second keeps robots that have long lost the block.  With features, and noise, the
-    cutoff mostly acts before 3 cm do (results/LOG.md); only they stop who tracks well beside a lost
-    block.  Learning from images needs looser limits (SMALL in figures/metamimic.py).
+    cutoff mostly acts before 3 cm do (results/LOG.md); they alone stop a robot that tracks well
+    beside a lost block.  Learning from images needs looser limits (SMALL in figures/metamimic.py).
  5. The classroom preset discounts more: γ = 0.9 for imitation, where the next frame tells nearly
     everything, and 0.98 for the task.  Its learning rates are higher, and decay (--lr_end).
  6. Half of all episodes start in the middle of a demonstration (with the paper's curriculum, all);
@@ -286,18 +286,18 @@ class Actor:
             self.obs[ids] = self.world.set_state(demos.states[self.frame[ids]], ids)
 
     def ready(self):
-        """May this actor step: is it below its step limit, with enough free slots?"""
+        """May this actor step: are all together below the step limit, and slots enough free?"""
         board, k, N = self.board, self.number, self.config.nstep
         most = self.m * N, self.world.n * N  # items, if all episodes end at once
         room = all(items.room(k) >= n for items, n in zip(self.items, most, strict=True))
-        return board.steps[k] < board.limit[k] and room
+        return board.steps.sum() < board.limit[0] and room
 
-    def act(self, goal):
-        """a_t of all robots, with exploration noise.  [n, 9]"""
+    def act(self, shown):
+        """a_t of all robots, shown these frames, with exploration noise.  [n, 9]"""
         config, m, shape = self.config, self.m, (self.world.n, len(self.world.low))
-        if self.board.steps[self.number] * max(config.actors, 1) < config.warmup:
+        if self.board.steps.sum() < config.warmup:
             return self.rng.uniform(-1, 1, shape).astype(np.float32)
-        imitation = follow(self.networks[IMITATION], self.obs[:m], self.demos.frames[goal[:m]])
+        imitation = follow(self.networks[IMITATION], self.obs[:m], self.demos.frames[shown[:m]])
         task = d4pg.pick(self.networks[TASK], self.obs[m:])  # a_t = π(o_t)
         noise = self.sigma * self.rng.standard_normal(shape, np.float32)
         return (np.concatenate([imitation, task]) + noise).clip(-1, 1)

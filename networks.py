@@ -411,10 +411,10 @@ def flatten(module):
     """Move a module's parameters into one vector, their gradients into another; returns it.
 
     The parameters become views: Adam, a target copy and publishing weights are then one
-    operation each, whatever the network.  Empty if the module has no parameters.
+    operation each, whatever the network.
     """
     parameters = list(module.parameters())
-    flat = torch.cat([p.detach().reshape(-1) for p in parameters] or [torch.zeros(0)])
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
     flat.grad, begin = torch.zeros_like(flat), 0
     for p in parameters:
         part = slice(begin, begin := begin + p.numel())

@@ -124,7 +124,7 @@ class Items:
 
     `fields` is name: (shape, dtype). Those of float32 lie side by side in `rows`, so that one
     gather fetches them; images (uint8) have arrays of their own.
-    `bytes` is the size of all this; `Replay` takes it.
+    `bytes` is the size of all this; `Replay` allocates it.
     """
 
     def __init__(self, fields, capacity, actors=1, ring=1024):
@@ -440,7 +440,7 @@ def make_board(actors, weights, kinds=1):
     return Shared(
         weights=((weights,), np.float32),
         version=((1,), np.int64),  # odd while weights are being written
-        limit=((actors,), np.int64),  # number of steps at which each actor has to wait
+        limit=((1,), np.int64),  # number of steps, of all together, at which actors have to wait
         stop=((1,), np.int64),
         steps=((actors,), np.int64),  # steps that each actor has taken
         episodes=((actors, kinds), np.int64),

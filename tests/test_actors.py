@@ -1,5 +1,7 @@
 """What actors do and what learners do with it, watched from outside, number by number."""
 
+import os
+import signal
 import time
 from types import SimpleNamespace
 
@@ -212,6 +214,19 @@ def test_actors_wait_for_the_learner(monkeypatch):
         ahead = run.steps - run.config.warmup
         assert ahead <= 2 * run.config.round / 0.5 + 2 * run.config.robots
     finally:
+        run.close()
+
+
+def test_an_actor_that_stands_still_does_not_stop_the_others():
+    run = d4pg.make_run(make_config(actors=2, steps=10**6, updates_per_step=0.5)).start()
+    try:
+        drive(run, until=lambda run: run.updates and (run.board.steps > 0).all())
+        os.kill(run.crew.processes[0].pid, signal.SIGSTOP)
+        still, before = run.board.steps[0], run.updates
+        drive(run, until=lambda run: run.updates >= before + 10 * run.config.round)
+        assert run.board.steps[0] <= still + run.config.robots  # amid a step, perhaps
+    finally:
+        os.kill(run.crew.processes[0].pid, signal.SIGCONT)
         run.close()
 
 

@@ -27,7 +27,7 @@ def test_items_of_a_killed_writer_are_whole_and_each_arrives_once(tmp_path, rng)
     assert inject(faults.writer_killed(tmp_path, rng, 10)) == 10
 
 
-def test_a_killed_actor_is_soon_back_and_the_learner_never_waits_for_it(tmp_path, rng):
+def test_a_killed_actor_is_soon_back_and_blocks_no_round_meanwhile(tmp_path, rng):
     assert inject(faults.real_actor_killed(tmp_path, rng, 1, actors=1)) == 1
 
 
