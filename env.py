@@ -31,6 +31,7 @@ Departures from the papers, and what they leave open:
 """
 
 import copy
+import errno
 import functools
 import importlib
 import io
@@ -1237,12 +1238,19 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
             for key in keys:
                 kind, columns, extra = ARRAYS[key]
                 demo[key] = _read(archive, key, kind, (rows + extra, *columns[world]))
-    except (MemoryError, PermissionError):  # not the file's fault
-        raise
     except Exception as error:  # whatever a damaged file makes the readers raise
+        if blameless(error):
+            raise
         fault = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path}: truncated, damaged or no demonstration: {fault}") from None
     return demo
+
+
+def blameless(error):
+    """Is an error in reading a file not the file's fault, but of memory, rights, disk or system?"""
+    short = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    named = (None, errno.EINVAL, errno.ENOENT)  # as of archives that were cut, or are missing
+    return short or (isinstance(error, OSError) and error.errno not in named)
 
 
 def _shape(archive, key):
@@ -1438,7 +1446,7 @@ class Gymnasium:
 
     def __init__(self, name, n=1, seed=0, horizon=None):
         gymnasium = need("gymnasium", f"{name} needs gymnasium: pip install 'gymnasium[mujoco]'")
-        self.n, self.seed = whole("n", n, 1, 1000), whole("seed", seed, 0, 2**32 - 1)
+        self.n, self.seed = whole("n", n, 1, 10_000), whole("seed", seed, 0, 2**32 - 1)
         try:
             self.envs = [gymnasium.make(name, max_episode_steps=horizon) for _ in range(n)]
         except gymnasium.error.Error as error:

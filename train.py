@@ -135,8 +135,9 @@ def train(args):
         ALGORITHMS[config.algorithm].make_missing(config)
     run = ALGORITHMS[config.algorithm].make_run(config)  # bad input raises an error here
     run.folder = folder
-    again = "" if config.algorithm == "mili" else ", and as much again while it is saved"
-    tqdm.write(f"{folder}: memory takes up to {run.bytes / 1e9:.2f} GB{again}")
+    what, again = "replay memory takes", ", and as much again while it is saved"
+    what, again = ("episodes' images take", "") if config.algorithm == "mili" else (what, again)
+    tqdm.write(f"{folder}: {what} up to {run.bytes / 1e9:.2f} GB{again}")
     run.allocate()
     with only_user(folder):
         with Stop() as stop:
@@ -190,7 +191,8 @@ def loop(run, folder, log, config, stop, clock):
                 bar.bar.set_postfix(shown)
             if ended or stop.asked:
                 break
-            run.elapsed = (now - clock) / 60 / minutes if minutes else 0.0
+            taken = log.before + now - clock  # before it was resumed, too
+            run.elapsed = taken / (log.before + 60 * minutes) if minutes else 0.0
             told, phase = run.round(), bar.phase
             bar.show(run)
             if told:
@@ -599,7 +601,7 @@ def save(folder, run, log):
 
 def load_newest(folder):
     """The newest undamaged checkpoint; damaged ones are reported and renamed."""
-    for left in folder.glob(".*.part"):  # of a save that was killed
+    for left in folder.rglob(".*.part"):  # of a save that was killed
         left.unlink()
     paths = sorted(folder.glob("step*.pt"), reverse=True)
     for path in paths:
@@ -609,8 +611,7 @@ def load_newest(folder):
             state = torch.load(path, map_location="cpu", weights_only=True)
             env.check(set(state) >= {"version", "learners", "board", "log"}, "it is no checkpoint")
         except Exception as error:  # whatever a damaged file makes the readers stumble over
-            short = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-            if short or isinstance(error, PermissionError):  # not the file's fault
+            if env.blameless(error):
                 raise OSError(f"{path} could not be read: {error}") from None
             fault = " ".join(str(error).split())[:120] or type(error).__name__
             tqdm.write(f"{path} is damaged, the one before it is used: {fault}")

@@ -314,6 +314,21 @@ def test_a_run_ends_after_so_many_minutes(tmp_path):
     assert (tmp_path / "run/results.json").exists()
 
 
+def test_learning_rates_fall_with_all_of_a_runs_minutes_not_with_those_since_it_was_resumed(
+    tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(d4pg.Agent, "anneal", lambda self, progress: seen.append(progress))
+    flags = ["--steps", "1000000", "--minutes", "0.05"]
+    train.main([*TINY, *flags, "--out", str(tmp_path / "run")])
+    first, seen[:] = list(seen), []
+    train.main(["d4pg", "--resume", str(tmp_path / "run"), *flags])
+    assert first[0] < 0.3
+    assert 0.4 < seen[0] < 0.7  # three seconds of six have passed
+    assert min(first[-1], seen[-1]) > 0.9
+    assert first == sorted(first)
+
+
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"algorithm": "d4pg", "steps": "many"}'])
 def test_a_damaged_config_is_refused_by_name(whole, text, tmp_path):
     folder = copy_of(whole[1], tmp_path)
