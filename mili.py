@@ -47,7 +47,7 @@ Departures from the paper, and what it leaves open:
 10. A demonstration is cloned until its task is done, a trial until all that it achieved is done.
     Later frames look like earlier ones: robots stopped above a button that they had not pressed
     yet, and half of a push's trial came after the push, as the robot did not know it was done.
-    f sees no later ones either, of demonstrations of unseen tasks, too: their rewards tell when.
+    f sees no later ones either.  Demonstrations of unseen tasks are cut, too: their rewards tell.
     Four steps after a place are kept: fingers just opened still touch, and may have to withdraw.
     So the world tells more of a trial than F's yes or no: when all was done, and if it was a place.
 11. Training poses are noisy; actions are exact, and so is the yaw that turns are relative to: the
@@ -58,12 +58,12 @@ Departures from the paper, and what it leaves open:
 13. Steps in which a trial's gripper stood still are dropped: from them a policy, which remembers
     no more than the last step, would learn to wait.  What it felt after them stays as it was.
 14. After a useless trial a script drives the gripper home, in eight of the 50 steps, and it tries
-    again with the objects as they are, shown another demonstration of its task; a robot has --tries
+    again with the objects as they are, shown a demonstration of its task drawn anew; it has --tries
     in all, each judged from when it was home, and each is one of the B.  Only useful tries
     are learned from, with their way home, which f sees, too: demonstrations do not fail, so a
     policy trained on them alone knows no way back; and from most starts it succeeds always or
     never, so that without retries useful trials are of what is mastered already.
-15. Half of the trials (--elsewhere) begin in scenes of other tasks than the demonstrated one, as
+15. Half of the robots (--elsewhere) begin in any training scene, not the demonstrated task's, as
     section IV-B has "new scenes"; algorithm 1, line 12, has the task's own.
 16. Meta-imitation is the policy before its trials; behaviour cloning is the same without f(d).
     Both have eq. 3 and all departures that are not about trials; the paper's have eq. 2 and eq. 1.
@@ -113,7 +113,7 @@ FLAGS = {
     "rounds": ("rounds of trials", 1, 1, 1),
     "trials": ("B: tries a round, in whole chunks of --robots times --tries", 144, 6_000, 60_000),
     "tries": ("tries of a robot in a row, until one is useful", 1, 3, 1),
-    "elsewhere": ("fraction of trials in scenes other than the demonstration's", 0.0, 0.5, 0.5),
+    "elsewhere": ("chance of a robot to begin in any scene, not the demonstrated", 0.0, 0.5, 0.5),
     "alpha": ("α: cosine above which trials are paired; 0: best on validation tasks",)
     + (0.3, 0.0, 0.9),
     "retrain": ("updates on demonstrations and trials, after each round", 100, 2_500, 5_000),
@@ -132,7 +132,7 @@ FLAGS = {
 }
 LIMITS = {
     "tasks": (4, 520), "per_task": (2, 100), "size": (32, 256), "frames": (3, env.LONGEST),
-    "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (0, 100),
+    "components": (1, 100), "lr": (0, 1), "lr_end": (0, 1), "beta": (0, 4), "rounds": (1, 100),
     "tries": (1, 100), "elsewhere": (0, 1), "alpha": (0, 1), "share": (0, 1),
     "memory_gb": (0, 10_000), "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1),
     "validation": (1, 1000), "eval_episodes": (1, 1000), "batch": (2, 10_000),
@@ -218,7 +218,7 @@ def with_pose(episode):
 
 
 def task_table(episodes):
-    """1 where an episode has achieved a task, a family and objects.  [E, tasks] float32"""
+    """1 where an episode has achieved a task: a family and its objects.  [E, tasks] float32"""
     names = [
         {env.Task(e["scene"], int(slot)).what for slot in np.flatnonzero(e["achieved"])}
         for e in episodes
@@ -249,7 +249,7 @@ class Library:
         self.done = np.float32(left < DONE_FRAMES)
         self.image = render(config, [e["states"] for e in episodes], title)
         some = self.first[np.linspace(0, len(self) - 1, min(len(self), 500)).astype(int)]
-        home = np.uint8(np.median(self.image[some], 0))  # empty table, gripper at its start
+        home = np.uint8(np.median(self.image[some], 0))  # nearly the empty table, gripper at home
         then, at = [], []
         for e, n in zip(self.first, length, strict=True):
             path = self.pose[e : e + n, :3]
@@ -661,8 +661,8 @@ def act(agent, images, pose, f, rng):
 def rollout(agent, world, f, rng, stop=None, back=False):
     """Roll out the policy, an embedding for each robot, until it says that it is done.
 
-    Robots in `back` are first driven home.  Returns episodes, or None if `stop` is asked for, with
-    `achieved`: what was achieved after coming home, judged at the end; and `done_at`: the first
+    Robots in `back` are first driven home.  Returns None if `stop` is asked for, else episodes.
+    Their `achieved`: what was achieved after coming home, judged at the end; `done_at`: the first
     step after which all of it was.
     """
     if agent.config.method == "bc":
@@ -778,9 +778,9 @@ def read_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (MemoryError, PermissionError):  # not the file's fault
-        raise
-    except Exception:  # numpy raises all kinds on damaged files
+    except Exception as error:  # numpy raises all kinds on damaged files
+        if env.blameless(error):
+            raise
         return None
 
 
@@ -826,10 +826,10 @@ def choose_alpha(f, what, tasks):
 def pair(method, f, what, alpha, rng, block=1024):
     """Up to PARTNERS partners of every trial, -1 for none, and what the pairing is worth.
 
-    Paired are cosines of f above α (mili), trials that achieved a common task (oracle), or any
-    (random); kept are the most similar (random: any of them), in no meaningful order.  Worth: the
-    number of pairs, part of them with a common task (precision), part of all such pairs that is
-    found (recall), precision of the partners kept.
+    Paired are trials whose f has a cosine above α (mili), that achieved a common task (oracle), or
+    any (random); kept are the most similar (random: any), in no meaningful order.  Worth: how many
+    pairs, part of them with a common task (precision), part of all such pairs that is found
+    (recall), precision of the partners kept.
     """
     E, found, right, alike, good_kept = len(f), 0, 0, 0, 0
     partners = np.full((E, min(PARTNERS, E)), -1)
@@ -932,7 +932,7 @@ class Run:
     def progress(self):
         """For the progress bar: phase, steps done, steps in all."""
         what, iteration, length, done = self.phase()
-        return f"{what} {iteration}" if iteration else what, min(done, length), length
+        return f"{what} {iteration}" if iteration else what, done, length
 
     def finished(self):
         return self.steps >= self.config.steps
@@ -1013,7 +1013,8 @@ class Run:
             aids = (iteration, scenes, self.agent.embed(self.demos))
             self.crew = begin_crew(config, Collector, folder, aids, self.agent.weights())
         before = self.steps - done
-        self.steps = before + min(let_work(self.crew), length)
+        # Never fewer than before: of a chunk that was interrupted, all tries are to be made again.
+        self.steps = max(self.steps, before + let_work(self.crew))
         tried, useful = self.crew.board.episodes.sum(0)
         if tried:
             self.facts["useful"] = useful / tried
@@ -1021,8 +1022,8 @@ class Run:
             self.close()
 
     def read_trials(self, iteration):
-        """R, newest round first, cut to what --memory_gb holds; its newest round's useful tries
-        and all of these, by number."""
+        """R, newest round first, cut to what --memory_gb holds; of the newest round, how many tries
+        were useful, and how many there were."""
         config, trials, tried = self.config, [], chunks(self.config) * in_chunk(self.config)
         for past in range(iteration, 0, -1):
             for number in range(chunks(config)):
@@ -1058,8 +1059,8 @@ class Run:
         best = (f[:1000] @ f[:1000].T)[np.triu_indices(min(len(f), 1000), 1)].max()
         advice = "no two trials have a task in common: begin a run that tries more (--trials)"
         if config.method == "mili":
-            advice = f"no two trials are more alike than α = {alpha:.2f}, the most alike of the "
-            advice += f"first have {best:.2f}: begin a run with a lower --alpha, such as "
+            advice = f"no two trials are more alike than α = {alpha:.2f}, of the first 1,000 the "
+            advice += f"most alike have {best:.2f}: begin a run with a lower --alpha, such as "
             advice += f"{max(best - 0.05, 0.01):.2f}; {self.trials_stay()}"
         env.check(worth["pairs"] > 0, advice)
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
@@ -1202,7 +1203,8 @@ def first_policy(config):
 
 
 TRIED_WITH = ("seed", "tasks", "per_task", "size", "frames", "channels", "components", "augment",
-              "updates", "robots", "tries", "elsewhere")  # fmt: skip
+              "batch", "lr", "lr_end", "beta", "updates", "robots", "tries",
+              "elsewhere")  # fmt: skip
 
 
 def make_missing(config):
@@ -1245,12 +1247,13 @@ def table(folder, config, results):
             other = json.loads(path.with_name("config.json").read_text())
         except (OSError, ValueError):
             continue  # whatever else lies there
-        theirs = column(SimpleNamespace(**vars(config) | other))
+        their_flags = SimpleNamespace(**vars(config) | other)
+        theirs = column(their_flags)
         free = {*MAY_DIFFER, *(OF_TRIALS if {mine, theirs} & {"meta", "bc"} else ())}
         free |= {"share"} if "updates" in (mine, theirs) else set()
         alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in free)
-        alike &= "steps" in found and found.get(judged) == results[judged]
-        if alike and found["steps"] == length_of(SimpleNamespace(**other)):
+        alike &= found.get(judged) == results[judged]
+        if alike and found.get("steps") == length_of(their_flags):
             columns.setdefault(theirs, found)
     order = ("bc", "meta", "updates", "random", "mili", "oracle")
     methods = [name for name in order if name in columns]
@@ -1259,7 +1262,7 @@ def table(folder, config, results):
     line = lambda what, cells: f"{what:32}" + "".join(f"{cell:>10}" for cell in cells)
     lines = [line(title, methods)]
     lines += [line(what, (f"{columns[m][k]:.3f}" for m in methods)) for what, k in rows.items()]
-    lines.append(line("the paper, all four", (PAPER.get(m, "") for m in methods)))
+    lines.append(line("the paper, its test tasks", (PAPER.get(m, "") for m in methods)))
     if results["steps"] < (whole := length_of(config)):
         lines.append(f"{mine} after {results['steps']:,} of its {whole:,} steps")
     return lines

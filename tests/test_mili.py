@@ -1314,16 +1314,18 @@ def test_the_table_has_what_lies_beside_a_run(tmp_path, config):
         (tmp_path / name / "results.json").write_text(json.dumps(found))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "results.json").write_text("{")
-    (tmp_path / "older").mkdir()  # by code that had no --tries and did not tell how far it was
     older = {name: value for name, value in flags.items() if name != "tries"}
-    (tmp_path / "older" / "config.json").write_text(json.dumps(older))
-    (tmp_path / "older" / "results.json").write_text(json.dumps(numbers(1) | {"val_episodes": 40}))
+    for name, method, steps in (("old", "mili", {}), ("old_bc", "bc", {"steps": 20})):
+        (tmp_path / name).mkdir()  # by code that had no --tries or did not tell how far it was
+        (tmp_path / name / "config.json").write_text(json.dumps(older | {"method": method}))
+        found = numbers(1) | {"val_episodes": 40} | steps
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
     mine = numbers(0.5) | first | {"val_episodes": 40, "steps": 57}
     lines = mili.table(tmp_path / "mine", config(), mine)
     words = lambda line: re.sub(" +", " ", line)
     assert words(lines[0]) == "40 episodes of val tasks bc meta updates mili oracle"
     assert words(lines[1]) == "all four families 0.125 0.250 0.375 0.500 0.750"
-    assert words(lines[-1]) == "the paper, all four less 0.239 0.327 0.337"
+    assert words(lines[-1]) == "the paper, its test tasks less 0.239 0.327 0.337"
     lines = mili.table(tmp_path / "mine", config(), mine | {"steps": 30})
     assert lines[-1] == "mili after 30 of its 57 steps"
     lines = mili.table(tmp_path / "mine", config(method="bc"), mine | {"steps": 20})
