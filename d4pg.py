@@ -797,6 +797,10 @@ def tune(threads):
         for option, most in ((M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, 2**31 - 1)):
             glibc.mallopt(option, most)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # in actors
+    # Where OpenMP starts fewer threads than torch asks for, oneDNN leaves rows out, silently.
+    whole = (torch.ones(256, 64) @ torch.ones(64, 64) == 64).all()
+    env.check(whole, f"with --threads {threads}, matrix products are wrong: "
+              "unset OMP_THREAD_LIMIT and OMP_DYNAMIC, or take --threads 1")  # fmt: skip
 
 
 def check_demos(config):

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -327,6 +329,15 @@ def test_learning_rates_fall_with_all_of_a_runs_minutes_not_with_those_since_it_
     assert 0.4 < seen[0] < 0.7  # three seconds of six have passed
     assert min(first[-1], seen[-1]) > 0.9
     assert first == sorted(first)
+
+
+def test_openmp_that_leaves_rows_of_products_out_is_noticed_before_anything_is_learned():
+    command = [sys.executable, "-c", "import d4pg; d4pg.tune(2)"]
+    root = Path(train.__file__).parent
+    limited = subprocess.run(command, cwd=root, env=os.environ | {"OMP_THREAD_LIMIT": "1"},
+                             capture_output=True, text=True)  # fmt: skip
+    assert "matrix products are wrong: unset OMP_THREAD_LIMIT" in limited.stderr
+    assert subprocess.run(command, cwd=root).returncode == 0
 
 
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"algorithm": "d4pg", "steps": "many"}'])
