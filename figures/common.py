@@ -108,9 +108,9 @@ def claim(name, paper, facts, values, ours=None):
     """A row of summary.json: what each seed has come to, and how to measure it again."""
     ours = np.mean(values) if ours is None else ours
     low, ours, high = (float(f"{x:.3g}") for x in (min(values), ours, max(values)))
-    same = {key: facts[0][key] for key in ("command", "commit", "hardware")}
     commits = ", ".join(fact["commit"] for fact in facts)  # a run that went on has several
-    same["commit"] = ", ".join(dict.fromkeys(commits.split(", ")))
+    same = {"command": facts[0]["command"], "commit": ", ".join(dict.fromkeys(commits.split(", "))),
+            "hardware": "; ".join(dict.fromkeys(fact["hardware"] for fact in facts))}  # fmt: skip
     minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)
     return {"claim": name, "paper": paper, "ours": ours, "spread": [low, high],
             "seeds": len(facts), **same, "minutes": minutes}  # fmt: skip

@@ -49,7 +49,7 @@ def test_every_claim_tells_how_it_was_measured():
         assert low <= claim["ours"] <= high
         assert claim["command"].startswith("python train.py ")
         assert re.fullmatch(r"[0-9a-f]{7,}(, [0-9a-f]{7,})*", claim["commit"])
-        assert claim["seeds"] == 3  # as the README says
+        assert claim["seeds"] >= 3  # as the README says
         assert claim["minutes"] > 0
 
 
