@@ -135,9 +135,8 @@ def train(args):
         ALGORITHMS[config.algorithm].make_missing(config)
     run = ALGORITHMS[config.algorithm].make_run(config)  # bad input raises an error here
     run.folder = folder
-    what, again = "replay memory takes", ", and as much again while it is saved"
-    what, again = ("episodes' images take", "") if config.algorithm == "mili" else (what, again)
-    tqdm.write(f"{folder}: {what} up to {run.bytes / 1e9:.2f} GB{again}")
+    what = "images" if config.algorithm == "mili" else "replay, and as much again while it is saved"
+    tqdm.write(f"{folder}: up to {run.bytes / 1e9:.2f} GB of memory for {what}")
     run.allocate()
     with only_user(folder):
         with Stop() as stop:

@@ -173,10 +173,9 @@ def tables(found):
     head = ["", "paper", "all four", *env.FAMILIES]
 
     def lines(texts):
-        return [[text, every[name + "_success" * plain]["paper"] or "", *cells]
-                for name, text, plain in texts
-                if any(cells := [cell(every.get(name + "_success" * plain + end))
-                                 for end in COLUMNS])]  # fmt: skip
+        names = [name for name in texts if name in every]
+        cells = {name: [cell(every.get(name + end)) for end in COLUMNS] for name in names}
+        return [[texts[name], every[name]["paper"] or "", *cells[name]] for name in names]
 
     sizes = [k for k in TRIALS if f"mili_trials_{k * 1000}" in every]
     trials = [cell(every[f"mili_trials_{k * 1000}"]) for k in sizes]
@@ -185,8 +184,8 @@ def tables(found):
     gained = [cell(every.get(f"classroom_{end}")) for end in ("success", "gain")]
     inclass += [["MILI, 6,000 trials", *gained]]
     return {
-        "MILI": table(head, lines((*names, True) for names in NAMES.values())),
-        "MILI's gain": table(head, lines((k, v[3], False) for k, v in RATIOS.items())),
+        "MILI": table(head, lines({f"{title}_success": text for title, text in NAMES.values()})),
+        "MILI's gain": table(head, lines({name: text for name, (*_, text) in RATIOS.items()})),
         "Trials": table(["trials", *(f"{k},000" for k in sizes)], [["success", *trials]]),
         "Pairs": table(["pairs of trials", ""], pairs),
         "Classroom": table(["", "success", "gain"], inclass),
@@ -241,7 +240,7 @@ def main():
     if args.what == "draw":
         found = claims()
         gather(found, tables(found))
-        if found:
+        if ready("mili"):
             draw_methods()
             draw_trials()
         return
