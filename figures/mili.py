@@ -86,7 +86,8 @@ RATIOS = {  # claim: (above, below, less, what tables call it), over the seeds t
     "mili_over_longer": ("trials_40000", "longer", 0,
                          "MILI, 40,000 trials ÷ no trials, as many updates"),
 }  # fmt: skip
-TRIALS = {10: "trials_10000", 20: "trials_20000", 40: "trials_40000", 60: "mili"}  # thousands
+TRIALS = {0: "first", 10: "trials_10000", 20: "trials_20000", 40: "trials_40000", 60: "mili"}
+UPDATES = {40: "longer"}  # as many as with so many thousands of trials, but without
 PAIRS = {  # claim: (run, column, what the table calls it)
     "pairing_precision": ("mili", "precision", "more alike than α: show the same task"),
     "pairing_recall": ("mili", "recall", "of the same task: more alike than α"),
@@ -129,6 +130,15 @@ def ready(*names):
     return len(seeds_of(*names)) >= 3
 
 
+def sizes():
+    """How many trials, and as many updates without, as three seeds have all of."""
+    kept = []
+    for run in [*TRIALS.values(), *UPDATES.values()]:
+        kept += [run] if ready(*kept, run) else []
+    of_kept = lambda runs: {k: run for k, run in runs.items() if run in kept}
+    return of_kept(TRIALS), of_kept(UPDATES), seeds_of(*kept) if kept else []
+
+
 def claims():
     """What is measured, beside the paper; each with how to measure it again."""
     found = []
@@ -147,9 +157,10 @@ def claims():
             ours, theirs = (values(run, column, seeds) for run in (above, below))
             of_means = ours.mean() / theirs.mean() - less
             add(name + end, above, ours / theirs - less, of_means, seeds)
-    for thousands, run in TRIALS.items():
-        if ready(run):
-            add(f"mili_trials_{thousands}000", run, values(run, "success"))
+    *runs, seeds = sizes()
+    for title, of_size in zip(("mili_trials", "no_trials"), runs):
+        for k, run in of_size.items():
+            add(f"{title}_{1000 * k}", run, values(run, "success", seeds), seeds=seeds)
     for name, (run, column, _) in PAIRS.items():
         if ready(run):
             add(name, run, values(run, column))
@@ -177,8 +188,10 @@ def tables(found):
         cells = {name: [cell(every.get(name + end)) for end in COLUMNS] for name in names}
         return [[texts[name], every[name]["paper"] or "", *cells[name]] for name in names]
 
-    sizes = [k for k in TRIALS if f"mili_trials_{k * 1000}" in every]
-    trials = [cell(every[f"mili_trials_{k * 1000}"]) for k in sizes]
+    shown = [k for k in TRIALS if f"mili_trials_{1000 * k}" in every]
+    of_size = lambda title: [cell(every.get(f"{title}_{1000 * k}")) for k in shown]
+    trials = [["MILI", *of_size("mili_trials")]]
+    trials += [["none, as many updates", *of_size("no_trials")]]
     pairs = [[text, cell(every.get(name), percent)] for name, (*_, text) in PAIRS.items()]
     inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""]]
     gained = [cell(every.get(f"classroom_{end}")) for end in ("success", "gain")]
@@ -186,7 +199,7 @@ def tables(found):
     return {
         "MILI": table(head, lines({f"{title}_success": text for title, text in NAMES.values()})),
         "MILI's gain": table(head, lines({name: text for name, (*_, text) in RATIOS.items()})),
-        "Trials": table(["trials", *(f"{k},000" for k in sizes)], [["success", *trials]]),
+        "Trials": table(["trials", *(f"{k},000" if k else "none" for k in shown)], trials),
         "Pairs": table(["pairs of trials", ""], pairs),
         "Classroom": table(["", "success", "gain"], inclass),
     }  # fmt: skip
@@ -216,13 +229,12 @@ def draw_methods():
 def draw_trials():
     """The paper's figure 6: success by how many trials."""
     figure, axis = plt.subplots(figsize=(5, 3.4))
-    runs = {thousands: run for thousands, run in TRIALS.items() if ready(run)}
-    each = [values(run, "success") for run in runs.values()]
-    mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
-    axis.errorbar(list(runs), mean, error, capsize=3, label="MILI")
-    if ready("longer"):
-        label = "none, learned for as long"
-        axis.axhline(values("longer", "success").mean(), color="grey", ls=":", label=label)
+    *runs, seeds = sizes()
+    for of_size, label in zip(runs, ("MILI", "no trials, as many updates")):
+        of_size = {0: TRIALS[0]} | of_size
+        each = [values(run, "success", seeds) for run in of_size.values()]
+        mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
+        axis.errorbar(list(of_size), mean, error, capsize=3, label=label)
     axis.set(xlabel="trials, thousands", ylabel="success on unseen test tasks", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend()
