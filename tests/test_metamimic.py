@@ -540,7 +540,7 @@ def test_from_images_a_network_learns_to_tell_what_features_would_have_shown(con
     (encoder, *_, head), m, off = agent.online, agent.targets(batch), []
     for tell in (0.0, 0.5):
         agent.config.tell = tell
-        for _ in range(150):
+        for _ in range(300):
             agent.update(batch, m, None)
         with torch.no_grad():
             x = (head(encoder(batch["obs"])) - batch["told"]).abs()
