@@ -344,7 +344,7 @@ def test_a_sound_checkpoint_that_the_system_refuses_to_read_is_kept(whole, tmp_p
 
 
 def test_openmp_that_leaves_rows_of_products_out_is_noticed_before_anything_is_learned():
-    """Where it does: with processors that lack AVX-512, products are right all the same."""
+    """Where it does: on a processor without AVX-512, products were right all the same."""
     product = "import d4pg, torch; d4pg.tune(2); a = torch.ones(999, 64) @ torch.ones(64, 32); "
     product += "print(*{float(x) for x in a.ravel()})"
     begin = lambda **limit: subprocess.run(
@@ -354,6 +354,12 @@ def test_openmp_that_leaves_rows_of_products_out_is_noticed_before_anything_is_l
     refused = "matrix products are wrong: unset OMP_THREAD_LIMIT" in limited.stderr
     assert refused or limited.stdout == "64.0\n"
     assert begin().stdout == "64.0\n"
+
+
+def test_wrong_products_are_refused_on_any_processor(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.zeros(len(a), b.shape[1]))
+    with pytest.raises(ValueError, match="matrix products are wrong: unset OMP_THREAD_LIMIT"):
+        d4pg.tune(1)
 
 
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"algorithm": "d4pg", "steps": "many"}'])
