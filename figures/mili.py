@@ -5,8 +5,6 @@ python -m figures.mili seeds --seed 0        those of one seed; --run round_1: o
 python -m figures.mili draw           the figures, results/summary.json, the README's table
 
 A seed is one run of MILI and, from its first policy and its trials, what it is compared with.
-Fewer trials are the first of a second run, of 40,000.  `round_1` and the nine after it, of
-newer code, are to take the place of those before.
 What is in results/mili already is not trained again.  A run leaves its curve (.csv) and its
 evaluation on the 40 test tasks, looked at once, with flags, commit, hardware and minutes (.json);
 `classroom` that on the validation tasks.
@@ -27,73 +25,49 @@ from figures.common import cell, claim, gather, read, run_once, save, table
 
 RESULTS = Path("results/mili")
 SEEDS = 5
-ONE_CORE = "--save_minutes 5 --threads 1 --actors 1"
-LEARN = f"--updates 6000 --retrain 6000 {ONE_CORE}"
-FULL = f"mili --trials 60000 {LEARN}"
-THEIRS = "--start runs/mili-{seed}"
-SAME = "--start runs/trials_40000-{seed}"
-SHORT, SHARPER = "--updates 5000 --retrain 5000", "--size 64 --memory_gb 7"
 ROUND = "--updates 5000 --retrain 3000 --memory_gb 8 --save_minutes 5"
-FIRST_ROUND = "--start runs/round_1-{seed}"
-BESIDE = f"{SHARPER} {ONE_CORE} --start runs/mili_64-{{seed}}"  # two at a time
+FIRST_ROUND = "--start runs/round_1-{seed}"  # its first policy and its trials
 RUNS = {
-    # images of 64 pixels; MILI with both cores
-    "mili_64": f"mili --trials 60000 {SHORT} {SHARPER} --save_minutes 5",
-    "oracle_64": f"mili --method oracle --trials 60000 {SHORT} {BESIDE}",
-    "random_64": f"mili --method random --trials 60000 {SHORT} {BESIDE}",
-    # images of 48 pixels
-    "mili": FULL,
-    "bc": f"{FULL} --method bc",
-    # from MILI's first policy and trials:
-    "oracle": f"{FULL} --method oracle {THEIRS}",
-    "random": f"{FULL} --method random {THEIRS}",
-    "trials_40000": f"mili --trials 40000 {LEARN}",
-    # the first of those, from the first policy that tried them:
-    "trials_20000": f"mili --trials 20000 {LEARN} {SAME}",
-    "trials_10000": f"mili --trials 10000 {LEARN} {SAME}",
-    # another 20,000 by the policy that these have made:
-    "rounds_2": f"mili --trials 20000 --rounds 2 {LEARN} {SAME}",
-    # is it the trials?  As many updates more, from the same first policy, of demonstrations alone:
-    "longer": f"mili --trials 10000 --share 0 {LEARN} {SAME}",
-    # one round of 20,000 trials; what it is compared with; and two more such rounds
+    # 20,000 trials, then as many more by the policy that these have made, and again
     "round_1": f"mili --trials 20000 {ROUND}",
+    "round_2": "mili --resume runs/round_1-{seed} --rounds 2",
+    "round_3": "mili --resume runs/round_1-{seed} --rounds 3",
+    # other partners, fewer trials
     "oracle_1": f"mili --method oracle --trials 20000 {ROUND} {FIRST_ROUND}",
     "random_1": f"mili --method random --trials 20000 {ROUND} {FIRST_ROUND}",
     "half_1": f"mili --trials 10000 {ROUND} {FIRST_ROUND}",
-    "updates_1": f"mili --share 0 {ROUND} {FIRST_ROUND}",  # of demonstrations alone
-    "cloning": f"mili --method bc {ROUND}",
-    "round_2": "mili --resume runs/round_1-{seed} --rounds 2",
-    "round_3": "mili --resume runs/round_1-{seed} --rounds 3",
+    # is it the trials?  As many updates of demonstrations alone, from the same first policy
+    "updates_1": f"mili --share 0 {ROUND} {FIRST_ROUND}",
     "updates_2": "mili --resume runs/updates_1-{seed} --rounds 2",
     "updates_3": "mili --resume runs/updates_1-{seed} --rounds 3",
+    "cloning": f"mili --method bc {ROUND}",
     # what a class sees, judged on validation tasks
     "classroom": "mili --save_minutes 5",
 }
-FIRST = {"meta": "mili", "first": "trials_40000"}  # policies, and the runs that begin with them
+FIRST = {"meta": "round_1"}  # policies, and the runs that begin with them
 NAMES = {  # run, or first policy: (title of its claims, what tables call it)
-    "bc": ("bc", "behaviour cloning"),
+    "cloning": ("bc", "behaviour cloning"),
     "meta": ("meta", "meta-imitation"),
-    "random": ("random_pairing", "random pairs"),
-    "mili": ("mili", "MILI"),
-    "oracle": ("oracle", "oracle pairs"),
-    "longer": ("longer", "no trials, as many updates"),
+    "updates_1": ("updates", "no trials, as many updates"),
+    "random_1": ("random_pairing", "random pairs"),
+    "oracle_1": ("oracle", "oracle pairs"),
+    "round_1": ("mili", "MILI"),
 }
 RATIOS = {  # claim: (above, below, less, what tables call it), over the seeds that both have
-    "mili_relative_gain": ("mili", "meta", 1, "MILI ÷ its first policies - 1"),
-    "mili_over_oracle": ("mili", "oracle", 0, "MILI ÷ oracle pairs"),
-    "longer_relative_gain": ("longer", "first", 1,
-                             "no trials, as many updates ÷ their first policies - 1"),
-    "mili_over_longer": ("trials_40000", "longer", 0,
-                         "MILI, 40,000 trials ÷ no trials, as many updates"),
+    "mili_relative_gain": ("round_1", "meta", 1, "MILI ÷ its first policies - 1"),
+    "updates_relative_gain": ("updates_1", "meta", 1,
+                              "no trials, as many updates ÷ their first policies - 1"),
+    "mili_over_updates": ("round_1", "updates_1", 0, "MILI ÷ no trials, as many updates"),
+    "mili_over_oracle": ("round_1", "oracle_1", 0, "MILI ÷ oracle pairs"),
 }  # fmt: skip
-TRIALS = {0: "first", 10: "trials_10000", 20: "trials_20000", 40: "trials_40000", 60: "mili"}
-UPDATES = {40: "longer"}  # as many as with so many thousands of trials, but without
+TRIALS = {0: "meta", 10: "half_1", 20: "round_1", 40: "round_2", 60: "round_3"}  # thousands: run
+UPDATES = {20: "updates_1", 40: "updates_2", 60: "updates_3"}  # as many as with these, without
 PAIRS = {  # claim: (run, column, what the table calls it)
-    "pairing_precision": ("mili", "precision", "more alike than α: show the same task"),
-    "pairing_recall": ("mili", "recall", "of the same task: more alike than α"),
-    "pairing_kept_precision": ("mili", "kept_precision",
+    "pairing_precision": ("round_1", "precision", "more alike than α: show the same task"),
+    "pairing_recall": ("round_1", "recall", "of the same task: more alike than α"),
+    "pairing_kept_precision": ("round_1", "kept_precision",
                                "a trial and one of its eight most alike: show the same task"),
-    "random_pairing_precision": ("random", "precision", "at random: show the same task"),
+    "random_pairing_precision": ("random_1", "precision", "at random: show the same task"),
 }  # fmt: skip
 PAPER = {f"{name}_success": mili.PAPER[name] for name in ("meta", "mili", "oracle")}
 PAPER |= {"mili_relative_gain": "0.368", "mili_over_oracle": "0.97"}
@@ -169,8 +143,8 @@ def claims():
         add("classroom_meta_success", "classroom", before)
         add("classroom_success", "classroom", after)
         add("classroom_gain", "classroom", after - before)
-    if ready("mili"):
-        add("mili_minutes_two_cores", "mili", values("mili", "minutes"))
+    if ready("round_1"):
+        add("mili_minutes_two_cores", "round_1", values("round_1", "minutes"))
     return found
 
 
@@ -181,17 +155,19 @@ def percent(x):
 def tables(found):
     """The README's: successes and ratios by family, then the rest."""
     every = {c["claim"]: c for c in found}
-    head = ["", "paper", "all four", *env.FAMILIES]
+    head = ["", "paper", "seeds", "all four", *env.FAMILIES]
 
     def lines(texts):
         names = [name for name in texts if name in every]
         cells = {name: [cell(every.get(name + end)) for end in COLUMNS] for name in names}
-        return [[texts[name], every[name]["paper"] or "", *cells[name]] for name in names]
+        facts = lambda name: [every[name]["paper"] or "", every[name]["seeds"]]
+        return [[texts[name], *facts(name), *cells[name]] for name in names]
 
     shown = [k for k in TRIALS if f"mili_trials_{1000 * k}" in every]
     of_size = lambda title: [cell(every.get(f"{title}_{1000 * k}")) for k in shown]
     trials = [["MILI", *of_size("mili_trials")]]
-    trials += [["none, as many updates", *of_size("no_trials")]]
+    if any(updates := of_size("no_trials")):
+        trials += [["none, as many updates", *updates]]
     pairs = [[text, cell(every.get(name), percent)] for name, (*_, text) in PAIRS.items()]
     inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""]]
     gained = [cell(every.get(f"classroom_{end}")) for end in ("success", "gain")]
@@ -231,6 +207,8 @@ def draw_trials():
     figure, axis = plt.subplots(figsize=(5, 3.4))
     *runs, seeds = sizes()
     for of_size, label in zip(runs, ("MILI", "no trials, as many updates")):
+        if not of_size:
+            continue
         of_size = {0: TRIALS[0]} | of_size
         each = [values(run, "success", seeds) for run in of_size.values()]
         mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
@@ -252,7 +230,7 @@ def main():
     if args.what == "draw":
         found = claims()
         gather(found, tables(found))
-        if ready("mili"):
+        if ready("round_1"):
             draw_methods()
             draw_trials()
         return

@@ -71,7 +71,8 @@ def test_milis_claims_are_of_all_seeds_in_results(monkeypatch):
     mine = {claim["claim"]: claim for claim in CLAIMS}
     found = kitchen.claims()
     assert [mine[claim["claim"]] for claim in found] == json.loads(json.dumps(found))
-    runs = [json.loads(path.read_text()) for path in Path("results/mili").glob("mili-[0-9].json")]
+    paths = Path("results/mili").glob("round_1-[0-9].json")
+    runs = [json.loads(path.read_text()) for path in paths]
     after, before = (sum(run[name] for run in runs) for name in ("success", "meta_success"))
     assert mine["mili_relative_gain"]["ours"] == pytest.approx(after / before - 1, abs=1e-3)
 
