@@ -166,8 +166,7 @@ def tables(found):
     shown = [k for k in TRIALS if f"mili_trials_{1000 * k}" in every]
     of_size = lambda title: [cell(every.get(f"{title}_{1000 * k}")) for k in shown]
     trials = [["MILI", *of_size("mili_trials")]]
-    if any(updates := of_size("no_trials")):
-        trials += [["none, as many updates", *updates]]
+    trials += [["none, as many updates", *of_size("no_trials")]]
     pairs = [[text, cell(every.get(name), percent)] for name, (*_, text) in PAIRS.items()]
     inclass = [["first policy (meta)", cell(every.get("classroom_meta_success")), ""]]
     gained = [cell(every.get(f"classroom_{end}")) for end in ("success", "gain")]
@@ -207,8 +206,6 @@ def draw_trials():
     figure, axis = plt.subplots(figsize=(5, 3.4))
     *runs, seeds = sizes()
     for of_size, label in zip(runs, ("MILI", "no trials, as many updates")):
-        if not of_size:
-            continue
         of_size = {0: TRIALS[0]} | of_size
         each = [values(run, "success", seeds) for run in of_size.values()]
         mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
