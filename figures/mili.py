@@ -36,10 +36,11 @@ RUNS = {
     "oracle_1": f"mili --method oracle --trials 20000 {ROUND} {FIRST_ROUND}",
     "random_1": f"mili --method random --trials 20000 {ROUND} {FIRST_ROUND}",
     "half_1": f"mili --trials 10000 {ROUND} {FIRST_ROUND}",
-    # is it the trials?  As many updates of demonstrations alone, from the same first policy
+    # as many updates of demonstrations alone, from the same first policy: is it the trials?
     "updates_1": f"mili --share 0 {ROUND} {FIRST_ROUND}",
     "updates_2": "mili --resume runs/updates_1-{seed} --rounds 2",
     "updates_3": "mili --resume runs/updates_1-{seed} --rounds 3",
+    # neither trials nor f(d)
     "cloning": f"mili --method bc {ROUND}",
     # what a class sees, judged on validation tasks
     "classroom": "mili --save_minutes 5",
@@ -158,10 +159,11 @@ def tables(found):
     head = ["", "paper", "seeds", "all four", *env.FAMILIES]
 
     def lines(texts):
-        names = [name for name in texts if name in every]
-        cells = {name: [cell(every.get(name + end)) for end in COLUMNS] for name in names}
-        facts = lambda name: [every[name]["paper"] or "", every[name]["seeds"]]
-        return [[texts[name], *facts(name), *cells[name]] for name in names]
+        return [
+            [text, every[name]["paper"] or "", every[name]["seeds"],
+             *(cell(every.get(name + end)) for end in COLUMNS)]
+            for name, text in texts.items() if name in every
+        ]  # fmt: skip
 
     shown = [k for k in TRIALS if f"mili_trials_{1000 * k}" in every]
     of_size = lambda title: [cell(every.get(f"{title}_{1000 * k}")) for k in shown]
