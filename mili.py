@@ -13,20 +13,22 @@ did anything useful (the filter F), and pairs trials with similar f: each pair i
 
 Departures from the paper, and what it leaves open:
  1. Eqs. 1 and 2 are means over a batch, not sums; L_c is the sum divided by the batch's tasks.
- 2. Both demonstrations of a pair are cloned, each given the other's embedding: twice the training
-    signal from images that are encoded anyway.
+ 2. Both demonstrations of a pair are cloned, each given the other's embedding, as eq. 2 sums over
+    all pairs (the text clones one): twice the signal from images that are encoded anyway.
  3. Actions are absolute poses, as in the paper.  The mixture's means are relative to the gripper's
-    position, in units of its largest step; roll, pitch and fingers relative to 0.  A component is
-    drawn in proportion to its squared weight: the likeliest alone would keep a robot in place for
-    good where staying is only slightly likelier than moving.
+    position, in units of its largest step; roll, pitch and fingers relative to 0.  Robots take a
+    component's mean, drawn in proportion to its squared weight: the likeliest alone would keep one
+    in place for good where staying is only slightly likelier than moving.
  4. The policy also predicts whether it is done (the last two frames of a demonstration), as its
-    authors' published code can: a trial ends five steps after that, or after 50 steps.
- 5. Which trials show the same task, for the oracle and to tell how many pairs are right: those of
-    the same family with the same objects, even in different scenes.
+    authors' published code can: five steps after it is sure, or after 50 steps, a trial ends.
+ 5. F asks what is achieved when a trial ends: what was let fall again is not.  Which trials show
+    the same task, for the oracle and to tell how many pairs are right: those of the same family
+    with the same objects, even in different scenes.
  6. After trials, half of a batch is pairs of demonstrations, half pairs of trials: any trial with
     partners and one of its eight most similar (eq. 2 has any pair), as more of these are right.
     L_c is still trained, on the demonstrations, so that the next round has an embedding to pair
-    with (line 24 has eq. 2 alone).  That round pairs all trials anew (line 21 keeps old pairs).
+    with (line 24 has eq. 2 alone).  That round pairs all trials anew (line 21 keeps old pairs), and
+    shows robots demonstrations, as section IV-B has it (line 21 adds pairs to what is sampled).
  7. α has the best F1 on pairs of validation demonstrations.  The more tasks, the more pairs are
     wrong: wrong ones are counted as if there were --tasks tasks.  Trials achieve yet other tasks,
     so that fewer of their pairs are right than this predicts.  --alpha 0.9 is the paper's.
@@ -39,6 +41,7 @@ Departures from the paper, and what it leaves open:
     training, half of them are rotated) tells its exact place and yaw; the mixture's yaw is relative
     to a turn towards that one.  f learns to find the gripper in each frame, and both objects by
     comparing the first frame with the last, as what a push goes to is never near the gripper.
+    (Of pushes that were tried again, half of the labels of the latter are over 6 cm off.)
     Networks: departure 5 of networks.py.
  9. Training images are augmented.  Two hundred tasks are easily memorised: where a scene is
     demonstrated with one task alone, the scene identifies the task, and the demonstration is
@@ -54,12 +57,13 @@ Departures from the paper, and what it leaves open:
     policy learns to correct for being a centimetre off.  Its input also has the finger angle's last
     change and its difference from the command: are the fingers closing, open, or holding something?
 12. Of an episode, f sees and cloning uses 8 frames (40 with --preset paper), the first and the last
-    among them: many episodes in a batch rather than many frames of each.
+    (which has the action before it) among them: many episodes in a batch, not many frames of each.
 13. Steps in which a trial's gripper stood still are dropped: from them a policy, which remembers
     no more than the last step, would learn to wait.  What it felt after them stays as it was.
 14. After a useless trial a script drives the gripper home, in eight of the 50 steps, and it tries
-    again with the objects as they are, shown a demonstration of its task drawn anew; it has --tries
-    in all, each judged from when it was home, and each is one of the B.  Only useful tries
+    again with the objects as they are, shown a demonstration of its task drawn anew; after a useful
+    one it gets another task.  It has --tries in all, each judged from when it was home, and each is
+    one of the B.  Only useful tries
     are learned from, with their way home, which f sees, too: demonstrations do not fail, so a
     policy trained on them alone knows no way back; and from most starts it succeeds always or
     never, so that without retries useful trials are of what is mastered already.
@@ -90,7 +94,7 @@ import networks
 import replay
 
 # name: (what it is; values in the presets tiny, classroom, paper).  Of the last, frames, channels,
-# components, batch, lr and updates are its authors' published code's; the paper does not tell them.
+# components, batch, lr and updates are of its authors' published code, for their paper before.
 FLAGS = {
     "demos": ("folder of demonstrations", "demos", "demos", "demos"),
     "method": ("mili; meta: no trials; bc: neither trials nor f(d); oracle, random: other pairs",)
@@ -104,15 +108,14 @@ FLAGS = {
     "components": ("K: Gaussians of the mixture", 2, 10, 20),
     "half": ("convolutions in bfloat16; auto: where faster", "no", "auto", "auto"),
     "batch": ("pairs of episodes in a batch", 8, 24, 8),
-    "augment": ("augment training images, departure 9: yes, or no as in the paper",)
-    + ("yes", "yes", "no"),
+    "augment": ("augment training images, departure 9: yes or no",) + ("yes", "yes", "no"),
     "lr": ("learning rate", 1e-3, 1e-3, 5e-4),
     "lr_end": ("each phase's final learning rate, as a fraction of --lr", 0.05, 0.05, 1.0),
     "beta": ("β: margin of the contrastive loss", 1.0, 1.0, 1.0),
     "updates": ("updates on demonstrations alone", 500, 3_000, 5_000),
     "rounds": ("rounds of trials", 1, 1, 1),
     "trials": ("B: tries a round, in whole chunks of --robots times --tries", 144, 6_000, 60_000),
-    "tries": ("tries of a robot in a row, until one is useful", 1, 3, 1),
+    "tries": ("tries of each robot: of one task until one is useful, then of another", 1, 3, 1),
     "elsewhere": ("chance of a robot to begin in any scene, not the demonstrated", 0.0, 0.5, 0.5),
     "alpha": ("α: cosine above which trials are paired; 0: best on validation tasks",)
     + (0.3, 0.0, 0.9),
@@ -169,11 +172,9 @@ SCENES = 150  # of training tasks, numbered first
 def chosen_tasks(count):
     """Numbers of the demonstrated training tasks: equally many a family, the same for all seeds."""
     every, rng = env.tasks_of("train"), np.random.default_rng(0)
-    families = [[k for k, t in enumerate(every) if t.family == f] for f in env.FAMILIES]
-    families = [rng.permutation(numbers) for numbers in families]
-    turns = [numbers[i] for i in range(max(map(len, families))) for numbers in families
-             if i < len(numbers)]  # fmt: skip
-    return sorted(int(k) for k in turns[:count])
+    numbers = lambda family: [k for k, task in enumerate(every) if task.family == family]
+    turns = np.stack([rng.permutation(numbers(family)) for family in env.FAMILIES], 1).ravel()
+    return sorted(turns[:count].tolist())
 
 
 def demo_paths(config, split, numbers):
@@ -223,11 +224,8 @@ def task_table(episodes):
         {env.Task(e["scene"], int(slot)).what for slot in np.flatnonzero(e["achieved"])}
         for e in episodes
     ]
-    number = {name: k for k, name in enumerate(sorted(set().union(*names), key=str))}
-    table = np.zeros((len(episodes), len(number)), np.float32)
-    for row, mine in zip(table, names, strict=True):
-        row[[number[name] for name in mine]] = 1
-    return table
+    every = sorted(set().union(*names), key=str)
+    return np.array([[name in mine for name in every] for mine in names], np.float32)
 
 
 class Library:
@@ -552,8 +550,8 @@ class Agent:
         config, (look, embed, policy) = self.config, self.nets.train()
         N, _, F = batch["done"].shape
         batch = batch | {"places": table_to_image(config.size, batch["keypoints"])}
-        batch = {k: torch.as_tensor(v, device=config.device) for k, v in batch.items()}
-        batch = {k: v.flatten(0, 2) for k, v in batch.items()}  # a row a frame: B = 2 N F
+        flat = lambda x: torch.as_tensor(x, device=config.device).flatten(0, 2)
+        batch = {k: flat(v) for k, v in batch.items()}  # a row a frame: B = 2 N F
         images, pose = batch["image"], batch["pose"]
         coarse, maps = look(images)
         f, (hand, objects) = embed(images, coarse, F)
@@ -685,7 +683,8 @@ def rollout(agent, world, f, rng, stop=None, back=False):
         action = np.clip(action, world.low, world.high).astype(np.float32)
         world.step(action, ids)  # robots that are done stay as they are
         length[ids] += 1
-        left[ids] -= (done | (left[ids] < STEPS_AFTER_DONE)) & ~homeward[ids]
+        said = done | (left[ids] < STEPS_AFTER_DONE)  # now, or before
+        left[ids] -= said & ~homeward[ids]
         before, commanded = pose, action[:, 6]
         states.append(world.get_state())
         actions.append(action)
@@ -706,9 +705,9 @@ class Collector:
     actor: chunks that exist need not be made again.
     """
 
-    def __init__(self, config, number, folder, board, life, iteration, scenes, f):
-        """`scenes`, `f`: the scene and the embedding of every demonstration."""
-        self.config, self.number, self.board = config, number, board
+    def __init__(self, config, number, folder, board, life, iteration, scenes, f, mark):
+        """`scenes`, `f`: the scene and the embedding of every demonstration.  `mark`: Run.who's."""
+        self.config, self.number, self.board, self.mark = config, number, board, mark
         self.folder, self.iteration, self.scenes, self.f = folder, iteration, scenes, f
         self.agent = Agent(SimpleNamespace(**vars(config) | {"device": "cpu"}))
         self.agent.load_weights(board.weights)
@@ -723,23 +722,23 @@ class Collector:
         """One chunk of trials: robots whose try was useless go home and try again: departure 14."""
         config, chunk = self.config, self.todo.pop(0)
         rng = np.random.default_rng((5, config.seed, self.iteration, chunk))
-        n, useful, fresh = config.robots, [], np.ones(config.robots, bool)
+        n, R, task, anew = config.robots, [], 0, np.ones(config.robots, bool)
         world = env.Kitchen(n, int(rng.integers(2**32)), obs="features", size=config.size)
-        task = np.zeros(n, int)
         for left in reversed(range(config.tries)):
             other, away = rng.integers(SCENES, size=n), rng.random(n) < config.elsewhere
             drawn = rng.integers(len(self.scenes) // config.per_task, size=n)
-            task = np.where(fresh, drawn, task)  # sample training task, and demo d from D_i
+            task = np.where(anew, drawn, task)  # sample training task, and demo d from D_i
             demo = task * config.per_task + rng.integers(config.per_task, size=n)
-            scene = np.where(away, other, self.scenes[demo])[fresh]
-            world.reset(np.flatnonzero(fresh), [env.Task(int(number), 0) for number in scene])
-            trials = rollout(self.agent, world, self.f[demo], rng, back=~fresh)  # τ_n, π(a | o, d)
-            fresh = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
-            useful += [cut_when_done(trials[k]) for k in np.flatnonzero(fresh)]
+            scene = np.where(away, other, self.scenes[demo])[anew]
+            world.reset(np.flatnonzero(anew), [env.Task(int(number), 0) for number in scene])
+            trials = rollout(self.agent, world, self.f[demo], rng, back=~anew)  # τ_n, π(a | o, d)
+            useful = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
+            R += [cut_when_done(trials[k]) for k in np.flatnonzero(useful)]
             if not left:  # before the count is complete: the learner then ends the actors
-                save_trials(self.folder / chunk_name(chunk), useful)  # add τ_n to R
+                save_trials(self.folder / chunk_name(chunk), R, self.mark)
             self.board.steps[self.number] += n
-            self.board.episodes[self.number] += [n, fresh.sum()]  # tried, useful
+            self.board.episodes[self.number] += [n, useful.sum()]  # tried, useful
+            anew = useful
 
 
 def without_waiting(trial):
@@ -763,12 +762,13 @@ def chunk_name(number):
     return f"{number:05d}.npz"
 
 
-def save_trials(path, trials):
+def save_trials(path, trials, mark):
+    """Write a chunk's trials; `mark`: who made them, see Run.who."""
     each = lambda name: [trial[name] for trial in trials]
     widths = {"states": 112, "actions": 7}
     arrays = {k: np.concatenate([*each(k), np.zeros((0, width))]) for k, width in widths.items()}
     arrays["length"] = np.array([len(actions) for actions in each("actions")], np.int64)
-    arrays["scene"] = np.array(each("scene"), np.int64)
+    arrays["scene"], arrays["mark"] = np.array(each("scene"), np.int64), np.array(mark)
     arrays["achieved"] = np.array(each("achieved"), bool).reshape(-1, len(env.SLOTS))
     env.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
@@ -784,10 +784,10 @@ def read_arrays(path):
         return None
 
 
-def load_trials(path):
-    """A chunk's trials; None if the file is missing or damaged."""
+def load_trials(path, mark=None):
+    """A chunk's trials; None if the file is missing, damaged, or made by another than `mark`."""
     rows, trials, end = read_arrays(path), [], 0
-    if rows is None:
+    if rows is None or mark not in (None, rows.get("mark")):
         return None
     for k, steps in enumerate(rows["length"]):
         begin, end = end, end + steps
@@ -803,27 +803,26 @@ def load_trials(path):
 # --------------------------------------------------------------------------------------------
 
 
-def agreement(f, what, alphas, tasks):
-    """Precision, recall and F1 of pairing episodes with cosines above each α.  [alphas]
+def agreement(f, did, alphas, tasks):
+    """F1 of pairing episodes with cosines above each α.  did [E, tasks]: of `task_table`.  [alphas]
 
     Wrong pairs are scaled to so many tasks: the more there are, the more pairs are of two tasks.
     """
     upper = np.triu_indices(len(f), 1)
-    cosine, same = (f @ f.T)[upper], (what @ what.T > 0)[upper]
-    unlike = (tasks - 1) / (what.shape[1] - 1)
+    cosine, same = (f @ f.T)[upper], (did @ did.T > 0)[upper]
+    unlike = (tasks - 1) / (did.shape[1] - 1)
     right = np.array([(same & (cosine > alpha)).sum() for alpha in alphas])
     pairs = right + unlike * np.array([(~same & (cosine > alpha)).sum() for alpha in alphas])
-    precision, recall = right / np.maximum(pairs, 1), right / max(same.sum(), 1)
-    return precision, recall, 2 * right / np.maximum(pairs + same.sum(), 1)
+    return 2 * right / np.maximum(pairs + same.sum(), 1)
 
 
-def choose_alpha(f, what, tasks):
+def choose_alpha(f, did, tasks):
     """The α of the best F1 on validation demonstrations, as if of so many tasks."""
     alphas = np.arange(0.5, 0.995, 0.01)
-    return float(alphas[agreement(f, what, alphas, tasks)[2].argmax()])
+    return float(alphas[agreement(f, did, alphas, tasks).argmax()])
 
 
-def pair(method, f, what, alpha, rng, block=1024):
+def pair(method, f, did, alpha, rng, block=1024):
     """Up to PARTNERS partners of every trial, -1 for none, and what the pairing is worth.
 
     Paired are trials whose f has a cosine above α (mili), that achieved a common task (oracle), or
@@ -835,18 +834,17 @@ def pair(method, f, what, alpha, rng, block=1024):
     partners = np.full((E, min(PARTNERS, E)), -1)
     for begin in range(0, E, block):
         rows = slice(begin, begin + block)
-        cosine, same = f[rows] @ f.T, what[rows] @ what.T > 0  # p = f(τ_n)ᵀ f(τ_m)
+        cosine, same = f[rows] @ f.T, did[rows] @ did.T > 0  # p = f(τ_n)ᵀ f(τ_m)
         good = {"oracle": same, "random": np.ones_like(same)}.get(method, cosine > alpha)
         for table in (good, same):
             np.fill_diagonal(table[:, begin:], False)  # nobody is its own partner
         found, right, alike = found + good.sum(), right + (good & same).sum(), alike + same.sum()
         score = rng.random(good.shape, np.float32) if method == "random" else cosine
         score = np.where(good, score, -2)  # below any cosine
-        drawn = np.argpartition(-score, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
-        chosen = np.take_along_axis(score, drawn, 1)
-        good_kept += (np.take_along_axis(same, drawn, 1) & (chosen > -2)).sum()
-        drawn = np.where(chosen > -2, drawn, -1)
-        partners[rows] = -np.sort(-drawn, 1)
+        best = np.argpartition(-score, partners.shape[1] - 1, 1)[:, : partners.shape[1]]
+        paired = np.take_along_axis(score, best, 1) > -2
+        good_kept += (np.take_along_axis(same, best, 1) & paired).sum()
+        partners[rows] = -np.sort(-np.where(paired, best, -1), 1)
     return partners, {"pairs": found // 2, "precision": right / max(found, 1),
                       "recall": right / max(alike, 1),
                       "kept_precision": good_kept / max((partners >= 0).sum(), 1)}  # fmt: skip
@@ -993,6 +991,10 @@ class Run:
         theirs = iteration == 1 and self.config.start
         return Path(self.config.start if theirs else self.folder) / "trials" / str(iteration)
 
+    def who(self):
+        """A mark of who tries: of the present policy, and what it has learned from."""
+        return zlib.crc32(self.agent.weights(), self.mark)
+
     def trials_stay(self):
         """Advice for who begins again with other flags."""
         source = self.config.start or self.folder
@@ -1002,15 +1004,17 @@ class Run:
         """Let the actors collect trials for a moment."""
         config, folder = self.config, self.trials_folder(iteration)
         if self.crew is None:
+            who = self.who()
+            fewer = f"has {config.start} fewer trials than --trials {config.trials}?"
             for path in (folder / chunk_name(number) for number in range(chunks(config))):
-                there = load_trials(path) is not None
+                there = load_trials(path, who) is not None
                 mine = iteration > 1 or not config.start
-                env.check(there or mine, f"{path} is missing or damaged: has {config.start} "
-                          f"fewer trials than --trials {config.trials}?")  # fmt: skip
+                lost = f"{path} is missing, damaged, or of other demonstrations: {fewer}"
+                env.check(there or mine, lost)
                 if path.exists() and not there:
                     path.rename(path.with_suffix(".damaged"))
             scenes = np.array([e["scene"] for e in self.episodes])
-            aids = (iteration, scenes, self.agent.embed(self.demos))
+            aids = (iteration, scenes, self.agent.embed(self.demos), who)
             self.crew = begin_crew(config, Collector, folder, aids, self.agent.weights())
         before = self.steps - done
         # Never fewer than before: of a chunk that was interrupted, all tries are to be made again.
@@ -1172,8 +1176,8 @@ def completed(config):
     d4pg.check_flags(config, FLAGS, LIMITS)
     known = config.method in METHODS
     env.check(known, f"--method is {config.method!r}; it is one of {', '.join(METHODS)}")
-    tries = config.method not in ("meta", "bc") or not config.start
-    env.check(tries, f"--method {config.method} has no trials to take over; leave out --start")
+    good = config.method not in ("meta", "bc") or not config.start
+    env.check(good, f"--method {config.method} has no trials to take over; leave out --start")
     env.check(config.augment in ("yes", "no"), f"--augment is {config.augment!r}; it is yes or no")
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.batch - trial_pairs(config) >= 2
@@ -1232,8 +1236,8 @@ def column(config):
 def table(folder, config, results):
     """Success by family: of a run, of its first policy, and of comparable runs beside it in runs/.
 
-    Comparable runs differ in MAY_DIFFER alone (without rounds also in OF_TRIALS, without trials
-    in --share), are finished, and were evaluated by as many episodes of the same split.
+    Comparable runs differ in MAY_DIFFER alone (without trials also in OF_TRIALS, without rounds
+    also in OF_ROUNDS), are finished, and were evaluated by as many episodes of the same split.
     """
     (judged,) = (name for name in results if name.endswith("_episodes"))
     columns = {(mine := column(config)): results}
@@ -1249,8 +1253,9 @@ def table(folder, config, results):
             continue  # whatever else lies there
         their_flags = SimpleNamespace(**vars(config) | other)
         theirs = column(their_flags)
-        free = {*MAY_DIFFER, *(OF_TRIALS if {mine, theirs} & {"meta", "bc"} else ())}
-        free |= {"share"} if "updates" in (mine, theirs) else set()
+        untried = {mine, theirs} & {"meta", "bc", "updates"}
+        free = {*MAY_DIFFER, *(OF_TRIALS if untried else ())}
+        free |= {*OF_ROUNDS} if untried - {"updates"} else set()
         alike = all(other.get(k) == getattr(config, k) for k in FLAGS if k not in free)
         alike &= found.get(judged) == results[judged]
         if alike and found.get("steps") == length_of(their_flags):
@@ -1268,8 +1273,9 @@ def table(folder, config, results):
     return lines
 
 
-PAPER = {"bc": "less", "meta": "0.239", "mili": "0.327", "oracle": "0.337"}
+PAPER = {"bc": "less", "meta": "0.239", "mili": "0.327", "oracle": "0.337"}  # 0.239: 0.327 / 1.368
 MAY_DIFFER = ("method", "start", "demos", "actors", "threads", "device", "half", "memory_gb",
-              "log_every", "eval_every", "eval_episodes")  # fmt: skip
-OF_TRIALS = ("rounds", "trials", "tries", "elsewhere", "alpha", "retrain", "share", "robots")
+              "log_every", "eval_every", "eval_episodes", "validation")  # fmt: skip
+OF_TRIALS = ("trials", "tries", "elsewhere", "alpha", "share", "robots")
+OF_ROUNDS = ("rounds", "retrain")
 SHOWN = {"success": "success"} | {family: family for family in env.FAMILIES}
