@@ -23,8 +23,8 @@ Departures from the papers:
  6. At the end of an episode, items span fewer than N steps, so that no reward is lost.
  7. D4PGfD's demonstrations are ordinary items that are never removed; Vecerik et al. 2017 also
     raise their priority, and add one-step losses.
- 8. Atoms reach Vmax, and targets are R + γ^N z, as in Bellemare et al.; appendix C.1 divides by
-    Vbins, not Vbins - 1, and leaves out γ^N.
+ 8. Atoms reach Vmax, and targets are R + γ^N z, as in Bellemare et al., of Z(o_{t+N}, π) as in
+    D4PG; appendix C.1 divides by Vbins, not Vbins - 1, leaves out γ^N, and prints Z(o_t, a_t).
  9. Actors and learner wait for each other to keep --updates_per_step; the papers' run freely.
 """
 
@@ -172,7 +172,7 @@ class Agent:
         return project(p, batch["reward"][:, 0], batch["discount"][:, 0], self.z)
 
     def update(self, batch, m, weights):
-        """One Adam step on both losses, with targets m; returns metrics, and |TD| as priorities."""
+        """One Adam step on all losses, with targets m; returns metrics, and |TD| as priorities."""
         encoder, policy, critic, *tell = self.online
         x = encoder(batch["obs"])
         log_p = critic(x, batch["action"]).log_softmax(1)
@@ -183,7 +183,7 @@ class Agent:
         critic.requires_grad_(False)  # no gradient of the policy's loss for the critic
         Q = (critic(x, policy(x)).softmax(1) * self.z).sum(1)  # Q(o, π(o | φ)) = Σ p_i z_i
         critic.requires_grad_(True)
-        policy_loss = -Q.mean()  # J(φ) = -E Q
+        policy_loss = -Q.mean()  # -J(φ) = -E Q
         for flat in self.flats:
             flat.grad.zero_()
         (critic_loss + policy_loss + sum(told)).backward()
@@ -849,6 +849,8 @@ def evaluate(config, nets, episodes, stop=None, seed=1_000_003):
         obs, reward, _, last = world.step(scaled(pick(nets, obs), world))
         total += np.where(running, reward, 0)
         running &= ~last
+        if last.any() and running.any():  # gymnasium's must not be stepped after their end
+            obs[last] = world.reset(np.flatnonzero(last))
     return {"eval_return": total.mean(), "eval_std": total.std()}
 
 

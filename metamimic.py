@@ -1,4 +1,4 @@
-"""MetaMimic: one policy imitates any demonstration in one shot, another outperforms them all.
+"""MetaMimic: one policy imitates any demonstration in one shot, another earns more than they do.
 
 https://arxiv.org/abs/1810.05017: sections 2.1 and 2.2, equations 1 and 2, algorithms 1 to 4, table
 1, appendix C.2.  The learners are D4PG's (d4pg.py), the networks of figure 3 are in networks.py.
@@ -17,19 +17,20 @@ Departures from the paper, and what it leaves open:
     β1 and β2 scale the distances inside the exponentials and both terms are halved: at most 1 a
     step, so that a reward below 0.5, table 1's cutoff, means that body and image are off: a robot
     that tracks either exactly stays above it, whatever becomes of the other.
- 2. The paper gives no units for eq. 2's distances; how fast imitation is learned depends on them
-    (results/LOG.md).  Positions count in 15 cm and 0.15 rad; velocities and rotation matrices in
-    ten times that.  Images whose root mean square difference is 0.5 (of 1) have distance 1.  With
-    images, the last wrist joint, which small ones hardly show, has a unit ten times as large.
+ 2. The paper tells no units of eq. 2's distances, which for images it sums, not averages; how fast
+    imitation is learned depends on them (results/LOG.md).  Positions count in 15 cm and 0.15 rad;
+    velocities and rotation matrices in ten times that.  Images whose root mean square difference is
+    0.5 (of 1) have distance 1.  With images, the last wrist joint, which small ones hardly show,
+    has a unit ten times as large.
  3. With --obs features, exact block poses and the vectors between hand and blocks replace the
     image, and policies see the body, too.  The goal enters as d_{t+1} - o_t, normalised by the
     statistics of differences between frames, other features by those of the demonstrations' frames;
     both clipped to ±10, which a block that was lost soon reaches.
  4. The hand-to-block vector may be 3 cm off the demonstration's.  Appendix C.2's 0.01 is 1 cm if it
     is a distance, 10 cm if a squared one: the first ends untrained policies' episodes after two
-    steps, the second keeps robots that have long lost the block.  With features, and noise, the
-    cutoff mostly acts before 3 cm do (results/LOG.md); they alone stop a robot that tracks well
-    beside a lost block.  Learning from images needs looser limits (SMALL in figures/metamimic.py).
+    steps, the second kept robots that had long lost the block (with a cutoff of 0.3).  With
+    features, and noise, the cutoff mostly acts first (results/LOG.md); but a robot that tracks well
+    beside a lost block passes it.  From images, limits are looser (SMALL in figures/metamimic.py).
  5. The classroom preset discounts more: γ = 0.9 for imitation, where the next frame tells nearly
     everything, and 0.98 for the task.  Its learning rates are higher, and decay (--lr_end).
  6. Half of all episodes start in the middle of a demonstration (with the paper's curriculum, all);
@@ -44,9 +45,11 @@ Departures from the paper, and what it leaves open:
  9. The goal shown to the policy may be further ahead than d_{t+1} (--ahead): in an image of 48
     pixels a hand moves by less than one pixel a step.  The reward always compares with d_{t+1}.
 10. --preset paper keeps 200,000 items: table 1's million would take 98 GB in each memory, and as
-    much again while it is saved.
+    much again while it is saved.  Its learning rates are 1e-4, where table 1 draws from 5e-5 to
+    2e-4; four actors step 64 robots of each kind, where the paper has 256 actors of each.
 11. Items also hold the goal that belongs to o_{t+N}: the bootstrap needs it, and the transitions of
-    algorithms 1 and 2 lack it.  At a demonstration's end it is d_T once more.
+    algorithms 1 and 2 lack it.  At a demonstration's end it is d_T once more; as that is a
+    truncation, targets bootstrap there from an input with which no item begins.
 """
 
 import zlib
@@ -73,12 +76,12 @@ OWN = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "capacity": ("items in each memory", 1_000, 1_000_000, 200_000),
     "gamma": ("γ: discount factor of the task", 0.9, 0.98, 0.99),
     "imitation_gamma": ("γ of imitation", 0.95, 0.9, 0.99),
-    "beta_image": ("β1 of eq. 2: image distance", 15.0, 15.0, 15.0),
-    "beta_body": ("β2 of eq. 2: body distance", 2.0, 2.0, 2.0),
+    "beta_image": ("β1 of eq. 2: scale of image distances, departure 1", 15.0, 15.0, 15.0),
+    "beta_body": ("β2 of eq. 2: scale of body distances", 2.0, 2.0, 2.0),
     "cutoff": ("imitation ends early below this reward", 0.5, 0.5, 0.5),
     "deviation": ("imitation ends early with hand to block this far off, m", 0.03, 0.03, 0.03),
     "amid": ("fraction of episodes that start amid a demonstration", 0.5, 0.5, 0.0),
-    "curriculum": ("episodes of --amid start within so many first steps", 10, 100, 300),
+    "curriculum": ("with --amid: episodes start within so many first steps", 10, 100, 300),
     "ahead": ("frames from o_t to the goal shown; 1: d_{t+1}", 1, 1, 1),
     "shift": ("random shift of training images, pixels at most", 0, 4, 0),
     "tell": ("weight of predicting features from images", 0.0, 1.0, 0.0),

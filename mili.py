@@ -915,6 +915,9 @@ class Run:
             self.agent.load_weights(self.meta)
             self.steps = config.updates
         self.demos = Library(config, self.episodes, "demonstrations as images")
+        what, iteration, *_ = self.phase()
+        if what == "improvement" and trial_pairs(config):
+            self.read_pairs(iteration)
         return self
 
     # -- phases
@@ -942,8 +945,6 @@ class Run:
             return self.collect(iteration, length, done)
         if what == "pairs":
             return self.find_pairs(iteration)
-        if iteration and trial_pairs(self.config) and self.trials is None:
-            self.read_pairs(iteration)
         if done == 0:
             self.agent.begin()
         self.learn(iteration, done / length)

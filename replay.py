@@ -55,7 +55,7 @@ class Shared:
         folder = SHM if os.path.isdir(SHM) else tempfile.gettempdir()
         self._check_room(folder)
         with tempfile.TemporaryFile(dir=folder) as file:
-            try:  # allocate now: a full disk would be a bus error later
+            try:  # allocate now, where that can be: a full disk would be a bus error later
                 take = getattr(os, "posix_fallocate", lambda fd, _, size: os.truncate(fd, size))
                 take(file.fileno(), 0, self.bytes)
             except OSError as error:
@@ -76,8 +76,8 @@ class Shared:
             )
 
     def _advice(self):
-        flags = "--capacity, --demonstrations, --memory_gb or --size"
-        return f"{self.bytes / 1e9:.2f} GB are needed: lower {flags}"
+        flags = "--capacity, --demonstrations, --memory_gb or --size, whichever there is"
+        return f"{self.bytes / 1e9:.2f} GB are needed: lower {flags}; containers have --shm-size"
 
     def __getstate__(self):  # on the way to a spawned child
         return {"spec": self.spec, "bytes": self.bytes, "fd": reduction.DupFd(self.fd)}

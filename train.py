@@ -151,7 +151,11 @@ def work(run, folder, config, resume, tensorboard, stop):
     """Start or resume a run and train it; stop its actors in any case."""
     clock = time.monotonic()
     try:
+        new = resume or not any(folder.glob("step*.pt"))  # none began it since open_run looked
+        env.check(new, f"{folder} has a run by now: --resume {folder} goes on, --out takes another")
         state = load_newest(folder) if resume else None
+        if resume and not state:
+            tqdm.write(f"{folder} has no checkpoint yet: it begins anew")
         taken = int(state["board"]["steps"].sum()) if state else -1
         if taken >= run.config.steps and (folder / "results.json").exists():  # else: killed before
             once = getattr(config, "method", "") in ("meta", "bc")
@@ -160,9 +164,9 @@ def work(run, folder, config, resume, tensorboard, stop):
             advice = f"raise --{flag} to go on, or: python train.py eval {folder}"
             raise ValueError(f"--{flag} {getattr(config, flag)} are taken; {advice}")
         run.start(state)  # what fails until here leaves an earlier end as it is
-        (folder / "results.json").unlink(missing_ok=True)
         text = json.dumps(vars(config), indent=1)
         env.write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
+        (folder / "results.json").unlink(missing_ok=True)
         log = Log(folder, tensorboard, state)
         log.latest = {"steps": run.steps, "updates": run.updates}
         loop(run, folder, log, config, stop, clock)
@@ -246,7 +250,7 @@ def report(folder, config, run, episodes, name="results"):
             if run.partners is not None:
                 save_picture(folder / "pairs.gif", film_pairs(run))
                 print(f"{folder}/pairs.gif: trials, above what each was paired with")
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         print(f"no pictures: {error}")
     return results
 
@@ -423,7 +427,8 @@ def read_run(folder, config, alone=False):
         config.fd = config.curriculum = 0  # demonstrations are for training alone
     rest = {"alone": True} if alone else {}
     run, state = ALGORITHMS[config.algorithm].make_run(config, **rest), load_newest(folder)
-    env.check(state is not None, f"{folder} has no checkpoint yet; train first")
+    advice = f"train first: python train.py {config.algorithm} --resume {folder}"
+    env.check(state is not None, f"{folder} has no checkpoint yet; {advice}")
     run.load_policies(state)
     return run, int(state["board"]["steps"].sum())
 
@@ -433,13 +438,14 @@ def imitate_file(args, run):
     path = Path(args.demo)
     out = Path(args.out or f"{args.run}/{path.absolute().parent.name}-{path.stem}.gif")
     env.check(out.suffix in (".gif", ".png"), f"--out is {out}; it ends in .gif or .png")
-    env.check(path.is_file(), f"--demo {path}: there is no such file")
+    good = path.is_file() and path.suffix == ".npz"
+    env.check(good, f"--demo {path}: there is no such demonstration (.npz)")
     demos = metamimic.load_demos(run.config, path, 1)
     results = metamimic.imitate(run.config, run.nets(), demos)
     try:
         save_picture(out, film(run, demos, 1))
         print(f"{out}: the demonstration, and below it the copy")
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         print(f"no picture: {error}")
     return results
 
@@ -450,7 +456,7 @@ def rounded(results):
     return {k: short(v) if np.isfinite(v) else None for k, v in results.items()}
 
 
-EPISODES = 200  # default of eval --episodes
+EPISODES = 200  # default of eval --episodes for d4pg
 OURS = ("config.json", "metrics.csv", "lock")  # what a run has before its first checkpoint
 
 
@@ -464,7 +470,8 @@ def open_run(args):
         folder = Path(args.out or f"runs/{args.command}-{name}-{config['seed']}")
         env.check(folder.is_dir() or not folder.exists(), f"--out {folder} is no folder")
         there = list(folder.iterdir()) if folder.exists() else []
-        taken = any(p.name not in OURS and p.suffix != ".part" for p in there)
+        ours = lambda p: p.name in OURS or p.suffix == ".part" or p.name.startswith("events.out")
+        taken = not all(map(ours, there))
         env.check(
             not taken, f"{folder} is not empty: --resume {folder} goes on, --out takes another"
         )
@@ -478,7 +485,7 @@ def open_run(args):
     env.check(algorithm == args.command, f"{folder} is a run of {algorithm}; {advice}")
     for name in args.given & set(names):
         good = name in MAY_CHANGE or config[name] == other[name]
-        env.check(good, f"--{name} is {config[name]} in {folder}; begin a new run instead")
+        env.check(good, f"--{name} is {config[name]} in {folder}; leave it out, or begin a new run")
         config[name] = other[name]
     return SimpleNamespace(**config), folder
 
@@ -504,8 +511,8 @@ def only_user(folder):
     with open(folder / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{folder} is in use by another process") from None
+        except BlockingIOError:
+            raise ValueError(f"{folder} is in use by another process: wait, or end it") from None
         yield
 
 
@@ -600,7 +607,7 @@ def save(folder, run, log):
 
 def load_newest(folder):
     """The newest undamaged checkpoint; damaged ones are reported and renamed."""
-    for left in folder.rglob(".*.part"):  # of a save that was killed
+    for left in [*folder.glob(".*.part"), *folder.glob("trials/*/.*.part")]:  # a save was killed
         left.unlink()
     paths = sorted(folder.glob("step*.pt"), reverse=True)
     for path in paths:
@@ -621,7 +628,6 @@ def load_newest(folder):
             return arrays(state)
     lost = list(folder.glob("step*.damaged"))  # renamed now, or before
     env.check(not lost, f"no checkpoint of {folder} could be read; --out begins a new run")
-    tqdm.write(f"{folder} has no checkpoint yet: it begins anew")
     return None
 
 
@@ -647,7 +653,7 @@ def arrays(tree):
 
 VERSION = 4  # of checkpoints
 RUN_FLAGS = {  # name: (what it is, default)
-    "minutes": ("train so long at most, in this call; 0: until all steps are taken", 0.0),
+    "minutes": ("minutes of training at most, in each call; 0: until all steps are taken", 0.0),
     "save_minutes": ("minutes between checkpoints", 5.0),
 }
 MAY_CHANGE = ("steps", "rounds", "minutes", "save_minutes", "device", "threads", "log_every",
@@ -719,14 +725,13 @@ def parse(argv=None):
     add_algorithm(commands, "d4pg", "train D4PG, D4PGfD (--fd), either with --curriculum")
     add_algorithm(commands, "mili", "train MILI, and what it is compared with (--method)")
     text = "measure a run's newest checkpoint; the last line is JSON"
-    measure = commands.add_parser("eval", help=text, description=text, allow_abbrev=False)
-    add = measure.add_argument
+    add = commands.add_parser("eval", help=text, description=text, allow_abbrev=False).add_argument
     add("run", metavar="RUN", help="folder of the run")
     add("--episodes", type=int, metavar="N",
-        help=f"episodes of each kind (d4pg: {EPISODES}; else --validation)")  # fmt: skip
+        help=f"of each person or task (d4pg: {EPISODES}; else the run's --validation)")  # fmt: skip
     add("--split", choices=env.SPLITS, help="MILI's tasks (val; test is for final tables alone)")
     add("--demo", metavar="FILE", help="only imitate this demonstration, in one shot")
-    add("--out", metavar="FILE", help="its picture, .gif or .png (default: RUN/NAME.gif)")
+    add("--out", metavar="FILE", help="its picture, .gif or .png (default: RUN/FOLDER-NAME.gif)")
     argv = sys.argv[1:] if argv is None else list(argv)
     alone = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
     args = parser.parse_args(["metamimic", *argv] if alone else argv)

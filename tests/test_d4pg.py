@@ -344,6 +344,36 @@ def test_it_learns_from_any_gymnasium_environment():
     assert results["eval_std"] > 0
 
 
+def test_no_environment_is_stepped_after_its_end(monkeypatch):
+    """While others still run, it begins anew; what it earns then does not count."""
+    pytest.importorskip("gymnasium")
+    config = make_config(env="gymnasium:Pendulum-v1", horizon=0)
+    world = env.Gymnasium("Pendulum-v1", 2, horizon=5)
+    world.envs[1] = env.Gymnasium("Pendulum-v1", 1, horizon=12).envs[0]
+    world.envs[1].reset(seed=0)
+    ended, rewards = [], []
+
+    def step(actions, plain=world.step):
+        assert not any(ended[-1]) if ended else True
+        obs, reward, discount, last = plain(actions)
+        ended.append(last.copy())
+        rewards.append(reward)
+        return obs, reward, discount, last
+
+    def reset(ids, plain=world.reset):
+        ended[-1][ids] = False
+        return plain(ids)
+
+    monkeypatch.setattr(world, "step", step)
+    monkeypatch.setattr(world, "reset", reset)
+    monkeypatch.setattr(d4pg, "make_world", lambda *_: world)
+    found = d4pg.evaluate(config, [d4pg.make_run(config).nets()[0]], 2)
+    rewards = np.array(rewards)
+    assert len(rewards) == 12
+    returns = [rewards[:5, 0].sum(), rewards[:, 1].sum()]
+    assert found["eval_return"] == pytest.approx(np.mean(returns))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("Nothing-v0", "cannot make Nothing-v0"), ("CartPole-v1", "other actions")],

@@ -731,7 +731,7 @@ def test_demonstrations_that_cannot_be_imitated_are_refused_by_name(whole, demos
         (short, "0 steps; a demonstration has 1 to"),
         ("stack30/A/0000.npz", "it has 30 steps, an episode here has 20; a run with --horizon 30"),
         ("kitchen/000_0.npz", "made for the world 'kitchen'"),
-        ("nowhere.npz", "there is no such file"),
+        ("nowhere.npz", "there is no such demonstration"),
     ):
         path = tmp_path / "one.npz"
         if isinstance(changes, dict):

@@ -1210,7 +1210,7 @@ def test_lost_pairs_are_told(begun, rest):
     if rest is not None:
         (run.folder / "pairs1.npz").write_bytes(rest)
     with pytest.raises(ValueError, match=r"pairs1\.npz is missing or damaged: restore it"):
-        run.round()
+        run.start()
 
 
 def test_of_more_trials_than_memory_holds_the_newest_are_kept(begun):
@@ -1255,6 +1255,7 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     def no_pictures(*_):
         raise ImportError("of the parts")
 
+    draw = train.draw_curves
     kept, save = [], train.save
     watched = lambda folder, run, log: kept.append(run.steps) or save(folder, run, log)
     monkeypatch.setattr(train, "save", watched)
@@ -1286,12 +1287,15 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     results, again = (json.loads((out / f"{k}.json").read_text()) for k in ("results", "eval"))
     assert {k: line[k] for k in results} == results == again
-    (out / "results.json").unlink()  # killed before it could tell
+    for name in ("results.json", "pairs.gif"):
+        (out / name).unlink()  # killed before it could tell
     with pytest.raises(SystemExit, match="94 steps are taken, these --rounds have 57"):
         train.main(["mili", "--resume", str(out), "--rounds", "1"])
     assert json.loads((out / "config.json").read_text())["rounds"] == 2
+    monkeypatch.setattr(train, "draw_curves", draw)
     train.main(["mili", "--resume", str(out)])
     assert json.loads((out / "results.json").read_text()) == results
+    assert (out / "pairs.gif").stat().st_size > 0
     assert columns(out)[-1] == columns(tmp_path / "parts")[-1]
 
 

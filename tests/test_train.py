@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -215,7 +216,10 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(tmp_
     ("words", "message"),
     [
         (["--resume", "nowhere"], "--resume nowhere: there is no run"),
-        (["--resume", "RUN", "--gamma", "0.5"], "--gamma is 0.95 in .*; begin a new run instead"),
+        (
+            ["--resume", "RUN", "--gamma", "0.5"],
+            "--gamma is 0.95 in .*; leave it out, or begin a new run",
+        ),
         (["--resume", "RUN", "--preset", "tiny"], "leave out --preset"),
         (["--out", "RUN"], "RUN is not empty: --resume .* goes on, --out takes another"),
         (["--out", "new", "--gamma", "2"], "--gamma is 2.0"),
@@ -247,7 +251,7 @@ def test_tensorboard_gets_every_number_of_a_row(tmp_path, monkeypatch):
 
     class Writer:
         def __init__(self, folder):
-            self.folder = folder
+            (folder / "events.out.1").write_text("")  # as it does before the first checkpoint
 
         def add_scalar(self, name, value, step):
             told.append((name, step))
@@ -256,11 +260,41 @@ def test_tensorboard_gets_every_number_of_a_row(tmp_path, monkeypatch):
             told.append(("closed", None))
 
     monkeypatch.setattr(train, "summary_writer", lambda: Writer)
-    train.main([*TINY, "--steps", "200", "--tensorboard", "--out", str(tmp_path / "run")])
+    words = [*TINY, "--steps", "200", "--tensorboard", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(d4pg.Run, "evaluate", mock.Mock(side_effect=ValueError("not now")))
+        with pytest.raises(SystemExit, match="not now"):
+            train.main(words)
+    assert [p.name for p in (tmp_path / "run").glob("events*")] == ["events.out.1"]
+    train.main(words)  # the folder counts as empty
     assert {step for _, step in told[:-1]} == {0, 200}
     with open(tmp_path / "run/metrics.csv") as file:
         assert {name for name, _ in told[:-1]} == set(next(csv.reader(file)))
     assert told[-1] == ("closed", None)
+
+
+def test_of_two_runs_begun_at_once_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
+    """Both find it empty; while the second gets ready, the first trains and ends."""
+    words, make = [*TINY, "--steps", "200", "--out", str(tmp_path / "run")], d4pg.make_run
+
+    def slowly(config):
+        monkeypatch.setattr(d4pg, "make_run", make)
+        train.main(words)
+        return make(config)
+
+    monkeypatch.setattr(d4pg, "make_run", slowly)
+    with pytest.raises(SystemExit, match="run has a run by now: --resume"):
+        train.main(words)
+    assert (tmp_path / "run/results.json").exists()
+
+
+def test_an_evaluation_ends_in_json_even_if_no_picture_can_be_drawn(whole, tmp_path, capsys):
+    folder = copy_of(whole[1], tmp_path)
+    (folder / "metrics.csv").unlink()
+    train.main(["eval", str(folder), "--episodes", "2"])
+    *_, told, last = capsys.readouterr().out.splitlines()
+    assert told.startswith("no pictures")
+    assert json.loads(last)["steps"] == 1200
 
 
 def copy_of(folder, tmp_path):
