@@ -330,8 +330,7 @@ class Replay:
         items.shared = Shared(**items.spec)
         self.index, self.device = SAMPLING[sampling](items.slots), device
         self.collected = np.zeros(items.actors, np.int64)
-        self.free = np.arange(items.slots)[::-1].copy()  # a stack of slots never used so far
-        self.unused, self.buffers = items.slots, {}
+        self.used, self.buffers = 0, {}  # slots lent so far: 0, 1, 2, ...; then what is removed
         self.lend()
 
     def __len__(self):
@@ -344,11 +343,11 @@ class Replay:
             begin = int(memory.given[actor])
             wanted = int(self.collected[actor]) + ring - begin
             at = np.arange(begin, begin + wanted) % ring
-            unused = min(wanted, self.unused)
-            self.unused -= unused
-            memory.numbers[actor, at[:unused]] = self.free[self.unused : self.unused + unused][::-1]
-            if wanted > unused:
-                memory.numbers[actor, at[unused:]] = self.index.remove(self.rng, wanted - unused)
+            fresh = min(wanted, self.items.slots - self.used)
+            memory.numbers[actor, at[:fresh]] = self.used + np.arange(fresh)
+            self.used += fresh
+            if wanted > fresh:
+                memory.numbers[actor, at[fresh:]] = self.index.remove(self.rng, wanted - fresh)
             memory.given[actor] = begin + wanted
 
     def collect(self):
@@ -411,7 +410,7 @@ class Replay:
             "items": {name: getattr(memory, name)[live] for name in names},
             "live": live,
             "index": self.index.state(),
-            "free": self.free[: self.unused].copy(),
+            "used": self.used,
             "rings": {name: getattr(memory, name).copy() for name in ("numbers", "given")},
             "collected": self.collected.copy(),
             "rng": self.rng.bit_generator.state,
@@ -422,8 +421,7 @@ class Replay:
         for name, value in state["items"].items():
             getattr(memory, name)[live] = np.asarray(value)
         self.index.load(state["index"])
-        self.unused = len(state["free"])
-        self.free[: self.unused] = state["free"]
+        self.used = state["used"]
         for name, value in state["rings"].items():
             getattr(memory, name)[:] = value
         self.collected[:] = memory.filled[:] = np.asarray(state["collected"])

@@ -651,7 +651,7 @@ def arrays(tree):
     return tree.numpy() if isinstance(tree, torch.Tensor) else tree
 
 
-VERSION = 4  # of checkpoints
+VERSION = 5  # of checkpoints
 RUN_FLAGS = {  # name: (what it is, default)
     "minutes": ("minutes of training at most, in each call; 0: until all steps are taken", 0.0),
     "save_minutes": ("minutes between checkpoints", 5.0),

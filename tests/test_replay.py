@@ -61,7 +61,7 @@ def test_memory_never_holds_more_than_its_capacity_and_no_slot_twice(sampling):
             items.shared.numbers[k, np.arange(items.shared.filled[k], items.shared.given[k]) % 7]
             for k in range(2)
         ]
-        everywhere = np.concatenate([live, *lent, memory.free[: memory.unused]])
+        everywhere = np.concatenate([live, *lent, np.arange(memory.used, items.slots)])
         assert sorted(everywhere) == list(range(items.slots))
         assert len(live) == len(memory) <= 30
     assert len(memory) == 30
