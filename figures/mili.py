@@ -67,11 +67,13 @@ RATIOS = {  # claim: (above, below, less, what tables call it), over the seeds t
 TRIALS = {0: "meta", 10: "half_1", 20: "round_1", 40: "round_2", 60: "round_3"}  # thousands: run
 UPDATES = {20: "updates_1", 40: "updates_2", 60: "updates_3"}  # as many as with these, without
 PAIRS = {  # claim: (run, column, what the table calls it)
-    "pairing_precision": ("round_1", "precision", "more alike than α: show the same task"),
-    "pairing_recall": ("round_1", "recall", "of the same task: more alike than α"),
+    "pairing_precision": ("round_1", "precision",
+                          "precision: of pairs more alike than α, those of the same task"),
+    "pairing_recall": ("round_1", "recall",
+                       "recall: of pairs of the same task, those more alike than α"),
     "pairing_kept_precision": ("round_1", "kept_precision",
-                               "a trial and one of its eight most alike: show the same task"),
-    "random_pairing_precision": ("random_1", "precision", "at random: show the same task"),
+                               "precision of each trial and its eight most alike"),
+    "random_pairing_precision": ("random_1", "precision", "precision at random"),
 }  # fmt: skip
 PAPER = {f"{name}_success": mili.PAPER[name] for name in ("meta", "mili", "oracle")}
 PAPER |= {"mili_relative_gain": "0.368", "mili_over_oracle": "0.97"}
