@@ -296,9 +296,9 @@ def item_fields(world):
             "reward": number, "discount": number}  # fmt: skip
 
 
-def pick(networks, obs):
+def pick(nets, obs):
     """The policy's actions, between -1 and 1.  [n, A] float32"""
-    encoder, policy, *_ = networks
+    encoder, policy, *_ = nets
     device = next(policy.parameters()).device
     with torch.no_grad():
         return policy(encoder(torch.from_numpy(obs).to(device))).cpu().numpy()

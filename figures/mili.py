@@ -217,7 +217,7 @@ def draw_trials():
         each = [values(run, "success", seeds) for run in of_size.values()]
         mean, error = np.transpose([(one.mean(), standard_error(one)) for one in each])
         axis.errorbar(list(of_size), mean, error, capsize=3, label=label)
-    axis.set(xlabel="trials, thousands", ylabel="success on unseen test tasks", ylim=(0, None))
+    axis.set(xlabel="trials, thousands", ylabel="success on unseen test tasks", ylim=(0, 1))
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, "mili_trials")
