@@ -17,7 +17,7 @@ Departures from the paper, and what it leaves open:
     β1 and β2 scale the distances inside the exponentials and both terms are halved: at most 1 a
     step, so that a reward below 0.5, table 1's cutoff, means that body and image are off: a robot
     that tracks either exactly stays above it, whatever becomes of the other.
- 2. The paper tells no units of eq. 2's distances, which for images it sums, not averages; how fast
+ 2. The paper tells no units of eq. 2's distances, and sums over pixels, where we average; how fast
     imitation is learned depends on them (results/LOG.md).  Positions count in 15 cm and 0.15 rad;
     velocities and rotation matrices in ten times that.  Images whose root mean square difference is
     0.5 (of 1) have distance 1.  With images, the last wrist joint, which small ones hardly show,
@@ -46,7 +46,7 @@ Departures from the paper, and what it leaves open:
     pixels a hand moves by less than one pixel a step.  The reward always compares with d_{t+1}.
 10. --preset paper keeps 200,000 items: table 1's million would take 98 GB in each memory, and as
     much again while it is saved.  Its learning rates are 1e-4, where table 1 draws from 5e-5 to
-    2e-4; four actors step 64 robots of each kind, where the paper has 256 actors of each.
+    2e-4; each of four actors steps 64 robots of each kind, where the paper has 256 actors of each.
 11. Items also hold the goal that belongs to o_{t+N}: the bootstrap needs it, and the transitions of
     algorithms 1 and 2 lack it.  At a demonstration's end it is d_T once more; as that is a
     truncation, targets bootstrap there from an input with which no item begins.

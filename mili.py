@@ -62,11 +62,11 @@ Departures from the paper, and what it leaves open:
     no more than the last step, would learn to wait.  What it felt after them stays as it was.
 14. After a useless trial a script drives the gripper home, in eight of the 50 steps, and it tries
     again with the objects as they are, shown a demonstration of its task drawn anew; after a useful
-    one it gets another task.  It has --tries in all, each judged from when it was home, and each is
-    one of the B.  Only useful tries
-    are learned from, with their way home, which f sees, too: demonstrations do not fail, so a
-    policy trained on them alone knows no way back; and from most starts it succeeds always or
-    never, so that without retries useful trials are of what is mastered already.
+    try it gets another task.  It has --tries in all, each judged from when it was home, and each is
+    one of the B.  Only useful tries are learned from, with their way home, which f sees, too:
+    demonstrations do not fail, so a policy trained on them alone knows no way back; and from most
+    starts it succeeds always or never, so that without retries useful trials are of what is
+    mastered already.
 15. Half of the robots (--elsewhere) begin in any training scene, not the demonstrated task's, as
     section IV-B has "new scenes"; algorithm 1, line 12, has the task's own.
 16. Meta-imitation is the policy before its trials; behaviour cloning is the same without f(d).
@@ -94,7 +94,7 @@ import networks
 import replay
 
 # name: (what it is; values in the presets tiny, classroom, paper).  Of the last, frames, channels,
-# components, batch, lr and updates are of its authors' published code, for their paper before.
+# components, batch, lr and updates are of its authors' published code, for the paper's [20].
 FLAGS = {
     "demos": ("folder of demonstrations", "demos", "demos", "demos"),
     "method": ("mili; meta: no trials; bc: neither trials nor f(d); oracle, random: other pairs",)
@@ -550,8 +550,8 @@ class Agent:
         config, (look, embed, policy) = self.config, self.nets.train()
         N, _, F = batch["done"].shape
         batch = batch | {"places": table_to_image(config.size, batch["keypoints"])}
-        flat = lambda x: torch.as_tensor(x, device=config.device).flatten(0, 2)
-        batch = {k: flat(v) for k, v in batch.items()}  # a row a frame: B = 2 N F
+        batch = {k: torch.as_tensor(v, device=config.device) for k, v in batch.items()}
+        batch = {k: v.flatten(0, 2) for k, v in batch.items()}  # a row a frame: B = 2 N F
         images, pose = batch["image"], batch["pose"]
         coarse, maps = look(images)
         f, (hand, objects) = embed(images, coarse, F)
@@ -733,7 +733,7 @@ class Collector:
             world.reset(np.flatnonzero(anew), [env.Task(int(number), 0) for number in scene])
             trials = rollout(self.agent, world, self.f[demo], rng, back=~anew)  # τ_n, π(a | o, d)
             useful = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
-            R += [cut_when_done(trials[k]) for k in np.flatnonzero(useful)]
+            R += [cut_when_done(trials[k]) for k in np.flatnonzero(useful)]  # add τ_n to R
             if not left:  # before the count is complete: the learner then ends the actors
                 save_trials(self.folder / chunk_name(chunk), R, self.mark)
             self.board.steps[self.number] += n
