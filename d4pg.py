@@ -87,13 +87,15 @@ FLAGS = {  # name: (what it is; values in the presets tiny, classroom, paper)
     "eval_episodes": ("episodes of an evaluation", 4, 32, 64),
 }
 
-CHOICES = {
+CHOICES = {  # MILI's, too
     "task": tuple(env.REWARDS),
     "obs": ("features", "pixels"),
     "network": tuple(networks.ENCODERS),
     "sampling": tuple(replay.SAMPLING),
     "half": ("auto", "yes", "no"),
     "device": ("cpu", "cuda"),
+    "method": ("mili", "meta", "bc", "oracle", "random"),
+    "augment": ("yes", "no"),
 }
 
 
@@ -751,6 +753,8 @@ def check_flags(config, flags, limits):
     """Refuse flags out of range."""
     for name, (_, *values) in flags.items():
         value, (low, high) = getattr(config, name), limits.get(name, (1, 10**15))
+        good = value in (choices := CHOICES.get(name, ())) or not choices
+        env.check(good, f"--{name} is {value!r}; it is one of {', '.join(choices)}")
         good = isinstance(value, str) or low <= value <= high  # false for a NaN, too
         env.check(good, f"--{name} is {value}; expected a number from {low:g} to {high:g}")
         good = not isinstance(values[1], int) or isinstance(value, int)
@@ -774,6 +778,8 @@ def check_config(config, flags, limits, others=0):
     least = config.batch + config.robots * max(config.actors, 1) * config.nstep
     least = -(-least * (config.robots + others) // config.robots)
     check(config.warmup >= least, f"--warmup is {config.warmup}; {least} are needed for a batch")
+    good = config.steps > config.warmup
+    check(good, f"--steps is {config.steps}: nothing is learned in --warmup {config.warmup}")
     good = config.target_period % config.round == 0
     check(good, f"--round is {config.round}; it must divide --target_period")
     least = config.batch * config.round

@@ -140,7 +140,6 @@ LIMITS = {
     "memory_gb": (0, 10_000), "actors": (0, 1000), "robots": (1, 1000), "seed": (0, 2**32 - 1),
     "validation": (1, 1000), "eval_episodes": (1, 1000), "batch": (2, 10_000),
 }  # fmt: skip
-METHODS = ("mili", "meta", "bc", "oracle", "random")
 REACH, HOME = env.Kitchen.REACH.astype(np.float32), env.Kitchen.HOME.astype(np.float32)
 # the policy's pose input: x, y, z, Euler angles, finger angle, its last change and its error
 POSE_OFFSET, POSE_SCALE = np.append(HOME, [0, 0]), np.append(REACH, REACH[[6, 6]])
@@ -1175,11 +1174,8 @@ def completed(config):
     """A copy of the flags, checked."""
     config = SimpleNamespace(**vars(config))
     d4pg.check_flags(config, FLAGS, LIMITS)
-    known = config.method in METHODS
-    env.check(known, f"--method is {config.method!r}; it is one of {', '.join(METHODS)}")
     good = config.method not in ("meta", "bc") or not config.start
     env.check(good, f"--method {config.method} has no trials to take over; leave out --start")
-    env.check(config.augment in ("yes", "no"), f"--augment is {config.augment!r}; it is yes or no")
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.batch - trial_pairs(config) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")

@@ -500,7 +500,7 @@ def read_config(folder, flag=""):
         good = all(type(config[name]) is type(values[-1]) for name, (_, *values) in flags.items())
     except (ValueError, KeyError, TypeError):
         good = False
-    env.check(good, f"{path} is damaged, or of another version")
+    env.check(good, f"{path} is damaged, or of another version: {OTHER_CODE}")
     return config
 
 
@@ -624,7 +624,8 @@ def load_newest(folder):
             path.rename(path.with_suffix(".damaged"))
         else:
             good = state["version"] == VERSION
-            env.check(good, f"{path} is of version {state['version']}; here it is {VERSION}")
+            it = f"{path} is of version {state['version']}, not {VERSION}"
+            env.check(good, f"{it}: {OTHER_CODE}")
             return arrays(state)
     lost = list(folder.glob("step*.damaged"))  # renamed now, or before
     env.check(not lost, f"no checkpoint of {folder} could be read; --out begins a new run")
@@ -652,6 +653,7 @@ def arrays(tree):
 
 
 VERSION = 5  # of checkpoints
+OTHER_CODE = "use the code that began the run, or begin another with --out"
 RUN_FLAGS = {  # name: (what it is, default)
     "minutes": ("minutes of training at most, in each call; 0: until all steps are taken", 0.0),
     "save_minutes": ("minutes between checkpoints", 5.0),

@@ -492,6 +492,8 @@ def test_a_checkpoint_has_the_items_of_all_steps_that_it_counts():
         ({"capacity": 50}, "--capacity is 50"),
         ({"device": "cuda"}, "--device is cuda, and torch finds no GPU here"),
         ({"warmup": 3}, "--warmup is 3; 28 are needed for a batch"),
+        ({"steps": 60, "warmup": 60}, "--steps is 60: nothing is learned in --warmup 60"),
+        ({"network": "resnet"}, "--network is 'resnet'; it is one of impala, large"),
         ({"fd": 5, "task": "lift"}, "--fd needs --env stack --task stack"),
         (
             {"fd": 5, "task": "stack", "demos": "nowhere"},

@@ -1372,7 +1372,7 @@ def test_what_is_alike_is_near_in_the_picture():
     ("flags", "words"),
     [
         ({"method": "mlii"}, "--method is 'mlii'; it is one of mili, meta, bc, oracle, random"),
-        ({"augment": "maybe"}, "--augment is 'maybe'; it is yes or no"),
+        ({"augment": "maybe"}, "--augment is 'maybe'; it is one of yes, no"),
         ({"per_task": 1}, "--per_task is 1; expected a number from 2 to 100"),
         ({"share": 0.9}, "--share 0.9 leaves fewer than two pairs of demonstrations"),
         ({"batch": 9}, "--batch 9 has a pair of each task: it needs as many --tasks"),

@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(tmp_
             ["--resume", "RUN", "--out", "new"],
             "--resume goes on in its own folder; leave out --out",
         ),
-        (["--resume", "RUN", "--steps", "5"], "--steps 5 are taken; raise --steps to go on"),
+        (["--resume", "RUN", "--steps", "500"], "--steps 500 are taken; raise --steps to go on"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(words, message, whole, tmp_path, monkeypatch):
@@ -402,6 +402,15 @@ def test_a_damaged_config_is_refused_by_name(whole, text, tmp_path):
     (folder / "config.json").write_text(text)
     with pytest.raises(SystemExit, match=r"config.json is damaged, or of another version"):
         train.main(["d4pg", "--resume", str(folder)])
+
+
+def test_a_checkpoint_of_other_code_stays_and_says_what_to_do(whole, tmp_path, monkeypatch):
+    folder = copy_of(whole[1], tmp_path)
+    monkeypatch.setattr(train, "VERSION", train.VERSION + 1)
+    there = sorted(folder.iterdir())
+    with pytest.raises(SystemExit, match=r"not \d+: use the code that began the run, or begin"):
+        train.main(["d4pg", "--resume", str(folder), "--steps", "1300"])
+    assert sorted(folder.iterdir()) == there
 
 
 def test_a_run_whose_rewards_leave_the_support_can_be_begun_again_at_once(tmp_path):
