@@ -19,7 +19,7 @@ def rng(monkeypatch):
     return np.random.default_rng(0)
 
 
-def test_a_run_killed_in_a_save_or_between_saves_goes_on_from_a_whole_checkpoint(tmp_path, rng):
+def test_a_killed_run_goes_on_from_a_whole_checkpoint(tmp_path, rng):
     assert inject(faults.learner_killed(tmp_path, rng, 2)) == 2
 
 

@@ -8,7 +8,7 @@ import pytest
 import env
 
 
-@pytest.mark.filterwarnings("ignore")  # advice on spaces: features have no bounds
+@pytest.mark.filterwarnings("error", "ignore:.*infinity", "ignore:.*symmetric", "ignore:.*spec")
 @pytest.mark.parametrize("obs", ["features", "pixels"])
 @pytest.mark.parametrize("world", env.WORLDS)
 def test_gymnasium_finds_nothing_to_complain_of(world, obs):

@@ -277,12 +277,12 @@ def test_an_episode_follows_its_demonstration_to_the_last_frame(config):
 
 def test_without_a_curriculum_all_begin_at_the_beginning(config):
     for flags in ({"curriculum": 0, "amid": 1.0}, {"amid": 0.0}):
-        actor = metamimic.make_run(config(robots=30, warmup=2000, **flags)).start().inline
+        actor = metamimic.make_run(config(robots=30, warmup=1000, **flags)).start().inline
         assert (actor.frame % (T + 1) == 0).all()
 
 
 def test_robots_begin_in_a_demonstrations_state(config):
-    flags = config(robots=30, task_robots=30, amid=0.4, curriculum=10, warmup=2000)
+    flags = config(robots=30, task_robots=30, amid=0.4, curriculum=10, warmup=1000)
     actor = metamimic.make_run(flags).start().inline
     states = actor.world.get_state()
     theirs = actor.demos.states[actor.frame]

@@ -349,6 +349,9 @@ def test_a_run_ends_after_so_many_minutes(tmp_path):
     flags = ["--steps", "1000000", "--minutes", "0.03", "--out", str(tmp_path / "run")]
     train.main([*TINY, *flags])
     assert (tmp_path / "run/results.json").exists()
+    *_, last = csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines())
+    assert int(last["steps"]) < 1_000_000
+    assert 1.8 <= float(last["seconds"]) < 20
 
 
 def test_learning_rates_fall_with_all_of_a_runs_minutes_not_with_those_since_it_was_resumed(
