@@ -36,6 +36,7 @@ import os
 import signal
 import sys
 import time
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -225,8 +226,7 @@ class Agent:
         bad = ", ".join(name for name, value in metrics.items() if not np.isfinite(value))
         if bad:
             raise FloatingPointError(f"{bad}: not finite after {self.updates} updates")
-        if weights is not None:
-            memory.update(slots, torch.cat(TDs).cpu().numpy())
+        memory.update(slots, torch.cat(TDs).cpu().numpy())
         return metrics
 
     def act_weights(self):
@@ -340,8 +340,11 @@ def check_finite(obs, reward):
 class Actor:
     """n robots in one world, a copy of the policy, and the window of their last N steps."""
 
-    def __init__(self, config, number, items, board, life=0):
-        """`life` counts this actor's restarts: each has a random seed of its own."""
+    def __init__(self, config, number, items, board, life=0, starts=None):
+        """`life` counts this actor's restarts: each has a random seed of its own.
+
+        Episodes begin in one of `starts`, if there are any: of `start_states`.
+        """
         self.config, self.number, self.board, (self.items,) = config, number, board, items
         chance = np.random.SeedSequence((2, config.seed, number, life))
         self.rng = np.random.default_rng(chance)
@@ -355,7 +358,7 @@ class Actor:
         self.window = NStep(config.robots, config.nstep, config.gamma)
         self.returns = np.zeros(config.robots)  # of the present episodes, so far
         self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # Σ γ^t r_t and γ^t
-        self.starts = start_states(config) if config.curriculum else None
+        self.starts = starts
         self.begin(np.arange(config.robots))
 
     def begin(self, ids):
@@ -376,9 +379,7 @@ class Actor:
     def step(self):
         """One step of every robot: act, observe, store.  (MetaMimic's algorithm 3)"""
         config, world, board, k = self.config, self.world, self.board, self.number
-        self.version, weights = replay.read_weights(board, self.version)
-        if weights is not None:
-            networks.unflatten(self.flats, weights)
+        take_weights(self)
         if board.steps.sum() < config.warmup:
             action = self.rng.uniform(-1, 1, (world.n, len(world.low))).astype(np.float32)
         else:
@@ -397,7 +398,7 @@ class Actor:
         board.steps[k] += world.n
 
     def check(self, obs, reward):
-        """Stop at the first NaN, and where a return from an episode's start leaves the support."""
+        """Stop at the first NaN, and where rewards since an episode's start leave the support."""
         check_finite(obs, reward)
         self.G += self.weight * reward  # Σ γ^t r_t
         self.weight *= self.config.gamma
@@ -418,6 +419,13 @@ class Actor:
     def load(self, state):
         if state:
             load_actor(self, state, "returns", "G", "weight")
+
+
+def take_weights(actor):
+    """The policies' newest weights, if there are new ones."""
+    actor.version, weights = replay.read_weights(actor.board, actor.version)
+    if weights is not None:
+        networks.unflatten(actor.flats, weights)
 
 
 def actor_state(actor, *names):
@@ -561,7 +569,8 @@ class Crew:
             idle = self.board.steps[k] == self.steps_then[k]
             self.deaths[k], self.steps_then[k] = 1 + idle * self.deaths[k], self.board.steps[k]
             if self.deaths[k] > 5:
-                raise RuntimeError(f"actor {k} died six times without a step; is memory short?")
+                advice = "no step in between; is memory short?"
+                raise RuntimeError(f"actor {k} died six times, with {advice}")
             self.start(k)
 
     def close(self):
@@ -661,7 +670,7 @@ class Run:
             time.sleep(0.0005)
 
     def set_limits(self):
-        """Actors may be ahead of the learner by two rounds and a step, not more.
+        """Actors may be ahead of the learner by two rounds and a step of each, not more.
 
         All together: while one is started anew, the others go on.
         """
@@ -682,7 +691,7 @@ class Run:
         return [copy.deepcopy(learner.agent.online) for learner in self.learners]
 
     def row(self):
-        """Numbers since the last row."""
+        """Numbers for a row of metrics.csv."""
         board = self.board
         learned = max(1, self.steps - self.config.warmup)
         row = {"steps": self.steps, "updates": self.updates, "ratio": self.updates / learned}
@@ -723,15 +732,17 @@ def make_run(config):
     check_config(config, FLAGS, {})
     tune(config.threads)
     check_demos(config)
+    starts = [start_states(config)] if config.curriculum else []
     world = make_world(config, 1, 0)
     fields = item_fields(world)
     agent = Agent(config, fields["obs"][0], len(world.low))
     learner = Learner(agent, fields, config.robots, sampling=config.sampling)
-    return Run(config, [learner], Actor, evaluate)
+    mark = zlib.crc32(starts[0]) if starts else 0
+    return Run(config, [learner], Actor, evaluate, tuple(starts), mark)
 
 
 def complete(config):
-    """A copy of the flags, with Vmax derived from γ if it is not given."""
+    """A copy of the flags, with Vmax derived from γ if both bounds are 0."""
     config = SimpleNamespace(**vars(config))
     env.check(0 < config.gamma < 1, f"--gamma is {config.gamma}; expected between 0 and 1")
     if config.vmax == config.vmin == 0:
@@ -774,16 +785,19 @@ def check_config(config, flags, limits, others=0):
     good = config.env == "stack" or config.obs == "features"
     check(good, f"--obs {config.obs} needs --env stack; others have observations of their own")
     check(config.vmin < config.vmax, f"--vmin {config.vmin} is not below --vmax {config.vmax}")
+    good = config.vmin <= 0 <= config.vmax
+    check(good, f"--vmin {config.vmin} to --vmax {config.vmax} lacks 0, where each sum begins")
     # N-step windows delay items: without a batch after the warm-up, the run would wait forever
     least = config.batch + config.robots * max(config.actors, 1) * config.nstep
     least = -(-least * (config.robots + others) // config.robots)
     check(config.warmup >= least, f"--warmup is {config.warmup}; {least} are needed for a batch")
-    good = config.steps > config.warmup
-    check(good, f"--steps is {config.steps}: nothing is learned in --warmup {config.warmup}")
+    updates = (config.steps - config.warmup) * config.updates_per_step
+    good = updates >= config.round or not config.updates_per_step
+    check(good, f"--steps is {config.steps}: after --warmup, no --round of updates is due")
     good = config.target_period % config.round == 0
     check(good, f"--round is {config.round}; it must divide --target_period")
     least = config.batch * config.round
-    check(config.capacity >= least, f"--capacity is {config.capacity}; a round needs {least}")
+    check(config.capacity >= least, f"--capacity is {config.capacity}; a round draws {least}")
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -822,7 +836,6 @@ def check_demos(config):
                   "make some of one length: python train.py demos --horizon T")  # fmt: skip
     if config.curriculum:
         env.check(config.env == "stack", "--curriculum needs --env stack")
-        start_states(config)
 
 
 def remember_demos(config, learner):
@@ -844,10 +857,10 @@ def remember_demos(config, learner):
     learner.memory.index.keep()
 
 
-def evaluate(config, nets, episodes, stop=None, seed=1_000_003):
+def evaluate(config, nets, episodes, stop=None):
     """Return of the policy without noise: one episode each of `episodes` robots."""
     (nets,) = nets
-    world = make_world(config, episodes, seed)
+    world = make_world(config, episodes, 1_000_003)  # its seed: no actor's
     obs, total, running = world.observe(), np.zeros(episodes), np.ones(episodes, bool)
     while running.any():
         if stop and stop.asked:

@@ -204,6 +204,13 @@ def tracking(config, o, d, image_o=None, image_d=None):
     return np.exp([-config.beta_image * image, -config.beta_body * body])
 
 
+def compared(config, world, obs, demos, goal):
+    """Features of the first robots and of their goals, and both terms of eq. 2.  [m, 51] twice"""
+    o, d = world.features()[: len(goal)], demos.features[goal]
+    images = () if config.obs == "features" else (obs[: len(goal)], demos.frames[goal])
+    return o, d, tracking(config, o, d, *images)
+
+
 def lost(config, reward, o, d):
     """Early termination: reward below the cutoff (table 1), or hand-to-block off (C.2).  [n]"""
     off = np.linalg.norm((o - d)[:, HAND_TO_BLOCK], axis=1)
@@ -308,9 +315,7 @@ class Actor:
     def step(self):
         """One step of every robot: the bodies of the loops over t in algorithms 1 and 3."""
         config, world, demos, board, m = self.config, self.world, self.demos, self.board, self.m
-        self.version, weights = replay.read_weights(board, self.version)
-        if weights is not None:
-            networks.unflatten(self.flats, weights)
+        d4pg.take_weights(self)
         goal = np.minimum(self.frame + 1, self.end)  # index of d_{t+1}  [n]
         shown = np.minimum(self.frame + config.ahead, self.end)
         told = {"told": world.features()} if tells(config) else {}  # of o_t
@@ -318,10 +323,9 @@ class Actor:
         next_obs, task, discount, last = world.step(action)  # execute, observe o_{t+1}, r_task
         d4pg.check_finite(next_obs, task)
 
-        o_next, d_next = world.features()[:m], demos.features[goal[:m]]
-        images = () if config.obs == "features" else (next_obs[:m], demos.frames[goal[:m]])
+        o_next, d_next, terms = compared(config, world, next_obs, demos, goal[:m])
         imitation, early = np.zeros(world.n), np.zeros(world.n, bool)
-        imitation[:m] = tracking(config, o_next, d_next, *images).mean(0)  # r(o_{t+1}, d_{t+1})
+        imitation[:m] = terms.mean(0)  # r(o_{t+1}, d_{t+1})
         early[:m] = lost(config, imitation[:m], o_next, d_next)
         over = (np.arange(world.n) < m) & (goal == self.end)
         last = last | early | over
@@ -491,10 +495,9 @@ def rollout(config, nets, demos, copies, tasks=0, stop=None, watch=None):
         if tasks:
             actions = np.concatenate([actions, d4pg.pick(nets[TASK], obs[copies:])])
         obs, reward, _, _ = world.step(actions)
-        o_next, d_next = world.features()[:copies], demos.features[goal]
-        images = () if config.obs == "features" else (obs[:copies], demos.frames[goal])
+        _, _, terms = compared(config, world, obs, demos, goal)
         task.append(np.where(np.concatenate([going, also]), reward, 0))
-        imitation.append(np.where(going, tracking(config, o_next, d_next, *images), np.nan))
+        imitation.append(np.where(going, terms, np.nan))
     return np.stack(task), np.stack(imitation)
 
 

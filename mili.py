@@ -29,9 +29,9 @@ Departures from the paper, and what it leaves open:
     L_c is still trained, on the demonstrations, so that the next round has an embedding to pair
     with (line 24 has eq. 2 alone).  That round pairs all trials anew (line 21 keeps old pairs), and
     shows robots demonstrations, as section IV-B has it (line 21 adds pairs to what is sampled).
- 7. α has the best F1 on pairs of validation demonstrations.  The more tasks, the more pairs are
-    wrong: wrong ones are counted as if there were --tasks tasks.  Trials achieve yet other tasks,
-    so that fewer of their pairs are right than this predicts.  --alpha 0.9 is the paper's.
+ 7. α, of 0.5 to 0.99, has the best F1 on pairs of validation demonstrations.  The more tasks, the
+    more pairs are wrong: wrong ones are counted as if there were --tasks tasks.  Trials achieve yet
+    other tasks: fewer of their pairs are right than this predicts.  --alpha 0.9 is the paper's.
  8. Auxiliary losses teach the policy where to go, as most actions tell only roughly where they
     lead.  Two keypoints are the object that is touched and the one it is brought to, labelled by
     the gripper's path; of a push, by what moved ahead of it and what stands where that stopped, as
@@ -191,7 +191,9 @@ def load_demos(config, split, numbers):
     """These tasks' demonstrations as episodes, each cut when its task is done."""
     episodes, tasks, slots = [], env.tasks_of(split), np.arange(len(env.SLOTS))
     paths = demo_paths(config, split, numbers)
+    advice = env.how_to_make("kitchen", paths[0].parent, per_task(config, split))
     for path in tqdm(paths, f"{split} demonstrations", leave=False, disable=len(paths) < 2_000):
+        env.check(path.is_file(), f"{path}: no such file; {advice}")
         demo = env.load_demo(path, "kitchen", ("states", "actions", "rewards"))
         task = tasks[int(path.name[:3])]
         here = (demo["scene"], demo["slot"]) == tuple(task) and demo["rewards"].any()
@@ -711,8 +713,10 @@ class Collector:
         self.agent = Agent(SimpleNamespace(**vars(config) | {"device": "cpu"}))
         self.agent.load_weights(board.weights)
         every = range(number, chunks(config), max(config.actors, 1))
-        self.todo = [c for c in every if not (folder / chunk_name(c)).exists()]
-        board.steps[number] = in_chunk(config) * (len(every) - len(self.todo))
+        there = [c for c in every if (folder / chunk_name(c)).exists()]
+        self.todo, tried = sorted({*every} - {*there}), in_chunk(config) * len(there)
+        useful = sum(len(load_trials(folder / chunk_name(c))) for c in there)
+        board.steps[number], board.episodes[number] = tried, (tried, useful)
 
     def ready(self):
         return bool(self.todo)
@@ -816,7 +820,7 @@ def agreement(f, did, alphas, tasks):
 
 
 def choose_alpha(f, did, tasks):
-    """The α of the best F1 on validation demonstrations, as if of so many tasks."""
+    """The α, from 0.5, of the best F1 on validation demonstrations, as if of so many tasks."""
     alphas = np.arange(0.5, 0.995, 0.01)
     return float(alphas[agreement(f, did, alphas, tasks).argmax()])
 
@@ -912,7 +916,11 @@ class Run:
             fits = len(self.meta) == len(self.agent.weights())
             env.check(fits, f"--start {config.start}: its first policy is of other networks")
             self.agent.load_weights(self.meta)
-            self.steps = config.updates
+            self.steps, path = config.updates, self.trials_folder(1) / chunk_name(0)
+            same = not path.exists() or load_trials(path, self.who()) is not None
+            env.check(
+                same, f"{path} is damaged, or of other demonstrations than {config.demos} has"
+            )
         self.demos = Library(config, self.episodes, "demonstrations as images")
         what, iteration, *_ = self.phase()
         if what == "improvement" and trial_pairs(config):
@@ -1088,7 +1096,7 @@ class Run:
         pairs = read_arrays(path)
         env.check(pairs, f"{path} is missing or damaged: restore it, or begin a new run")
         self.partners = pairs["partners"]
-        same = f"{path} is not of these trials; begin a new run"
+        same = f"{path} is not of these trials, or of another --memory_gb; begin a new run"
         env.check(len(self.partners) == len(self.trials), same)
 
     # -- how good is it?
@@ -1179,6 +1187,8 @@ def completed(config):
     env.check(config.size % 2 == 0, f"--size is {config.size}; it has to be even")
     good = config.batch - trial_pairs(config) >= 2
     env.check(good, f"--share {config.share} leaves fewer than two pairs of demonstrations a batch")
+    good = trial_pairs(config) or not config.share
+    env.check(good, f"--share {config.share} of --batch {config.batch} is less than a pair")
     good = trial_pairs(config) or config.method not in ("oracle", "random")
     env.check(good, f"--share {config.share} pairs no trials: leave out --method {config.method}")
     good = config.batch <= config.tasks
@@ -1271,8 +1281,8 @@ def table(folder, config, results):
 
 
 PAPER = {"bc": "less", "meta": "0.239", "mili": "0.327", "oracle": "0.337"}  # 0.239: 0.327 / 1.368
-MAY_DIFFER = ("method", "start", "demos", "actors", "threads", "device", "half", "memory_gb",
-              "log_every", "eval_every", "eval_episodes", "validation")  # fmt: skip
-OF_TRIALS = ("trials", "tries", "elsewhere", "alpha", "share", "robots")
+MAY_DIFFER = ("method", "start", "demos", "actors", "threads", "device", "half", "log_every",
+              "eval_every", "eval_episodes", "validation")  # fmt: skip
+OF_TRIALS = ("trials", "tries", "elsewhere", "alpha", "share", "robots", "memory_gb")
 OF_ROUNDS = ("rounds", "retrain")
 SHOWN = {"success": "success"} | {family: family for family in env.FAMILIES}

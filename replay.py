@@ -76,8 +76,8 @@ class Shared:
             )
 
     def _advice(self):
-        flags = "--capacity, --demonstrations, --memory_gb or --size (containers: raise --shm-size)"
-        return f"{self.bytes / 1e9:.2f} GB are needed: lower {flags}"
+        flags = "--capacity, --demonstrations, --memory_gb or --size, whichever the command has"
+        return f"{self.bytes / 1e9:.2f} GB are needed: lower {flags} (containers: raise --shm-size)"
 
     def __getstate__(self):  # on the way to a spawned child
         return {"spec": self.spec, "bytes": self.bytes, "fd": reduction.DupFd(self.fd)}

@@ -658,8 +658,8 @@ RUN_FLAGS = {  # name: (what it is, default)
     "minutes": ("minutes of training at most, in each call; 0: until all steps are taken", 0.0),
     "save_minutes": ("minutes between checkpoints", 5.0),
 }
-MAY_CHANGE = ("steps", "rounds", "minutes", "save_minutes", "device", "threads", "log_every",
-              "eval_every")  # fmt: skip
+MAY_CHANGE = ("steps", "rounds", "minutes", "save_minutes", "device", "threads", "memory_gb",
+              "log_every", "eval_every")  # fmt: skip
 PRESETS = ("tiny", "classroom", "paper")
 ALGORITHMS = {"d4pg": d4pg, "metamimic": metamimic, "mili": mili}
 

@@ -77,7 +77,7 @@ def run_once(results, name, command, seed, options="", after=None):
 def read(results, name):
     """What each seed of a run has come to: its facts, and its curve as columns of numbers."""
     facts, curves = [], []
-    for path in sorted(results.glob(f"{name}-[0-9].json")):
+    for path in sorted(results.glob(f"{name}-*.json")):
         facts.append(json.loads(path.read_text()))
         with open(path.with_suffix(".csv")) as file:
             rows = [row for row in csv.DictReader(file) if list(row.values())[-1] != ""]

@@ -1,6 +1,6 @@
 """MILI's table and figures: train what they need, draw them, and gather the claims.
 
-python -m figures.mili seeds          every run of every seed, one after the other: hours
+python -m figures.mili seeds          every run of seeds 0 to 4, one after the other: days
 python -m figures.mili seeds --seed 0        those of one seed; --run round_1: one of them
 python -m figures.mili draw           the figures, results/summary.json, the README's table
 
@@ -243,13 +243,15 @@ def main():
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
         for name in [args.run] if args.run else RUNS:
             command = RUNS[name].format(seed=seed)
-            start = command.partition("--start ")[2]
+            words = command.replace("--resume ", "--start ").partition("--start ")[2].split()
             trained = (RESULTS / f"{name}-{seed}.json").exists()
-            if start and not trained and not Path(start, "meta.npy").exists():
-                raise SystemExit(
-                    f"{name}-{seed} goes on from {start}, which is not here: move "
-                    f"results/{RESULTS.name}/{Path(start).name}.* away to train it"
-                )
+            if words and not trained and not Path(words[0], "meta.npy").exists():
+                lacks = f"{name}-{seed} goes on from {words[0]}, which is not here: move "
+                lacks += f"results/{RESULTS.name}/{Path(words[0]).name}.* away to train it"
+                if args.run:
+                    raise SystemExit(lacks)
+                print(lacks)
+                continue
             split = "val" if name == "classroom" else "test"
             run_once(RESULTS, name, command, seed, f"--split {split}", pairing)
 

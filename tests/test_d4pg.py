@@ -484,6 +484,11 @@ def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
     nearest = np.abs(now[:, None] - starts[None]).max(2)
     assert (nearest.min(1) < 1e-9).all()
     assert len(set(nearest.argmin(1))) > 8
+    again = d4pg.make_run(config)
+    again.load_policies(run.state())
+    again.mark += 1
+    with pytest.raises(ValueError, match="trained on other demonstrations than there are in"):
+        again.load_policies(run.state())
     config.curriculum = 300  # nobody begins at the time limit
     assert d4pg.start_states(config)[:, 0].max() * env.Stack.RATE == pytest.approx(199)
 
@@ -505,6 +510,8 @@ def test_a_checkpoint_has_the_items_of_all_steps_that_it_counts():
         ({"gamma": 1.0}, "--gamma is 1.0"),
         ({"vmin": 5.0, "vmax": 2.0}, "--vmin 5.0 is not below --vmax 2.0"),
         ({"vmin": 5.0, "vmax": 0.0}, "--vmin 5.0 is not below --vmax 0.0"),
+        ({"vmin": 5.0, "vmax": 9.0}, "--vmin 5.0 to --vmax 9.0 lacks 0"),
+        ({"vmin": -9.0, "vmax": -1.0}, "--vmin -9.0 to --vmax -1.0 lacks 0"),
         ({"robots": 0}, "--robots is 0; expected a number from 1 to 10000"),
         ({"updates_per_step": -0.5}, "--updates_per_step is -0.5; expected"),
         ({"sigma_min": 0.0}, "--sigma_min is 0.0; expected"),
@@ -516,7 +523,7 @@ def test_a_checkpoint_has_the_items_of_all_steps_that_it_counts():
         ({"capacity": 50}, "--capacity is 50"),
         ({"device": "cuda"}, "--device is cuda, and torch finds no GPU here"),
         ({"warmup": 3}, "--warmup is 3; 28 are needed for a batch"),
-        ({"steps": 60, "warmup": 60}, "--steps is 60: nothing is learned in --warmup 60"),
+        ({"steps": 101}, "--steps is 101: after --warmup, no --round of updates is due"),
         ({"network": "resnet"}, "--network is 'resnet'; it is one of impala, large"),
         ({"fd": 5, "task": "lift"}, "--fd needs --env stack --task stack"),
         (

@@ -845,6 +845,9 @@ def test_who_was_of_no_use_tries_again_where_it_stands(begun, monkeypatch, tmp_p
     assert task[1][0] == task[0][0]
     assert run.facts["useful"] == 8 / 12
     assert len(mili.load_trials(tmp_path / "trials/1" / mili.chunk_name(0))) == 8
+    aids = 1, np.zeros(1), None, 0  # who goes on with these counts them, too
+    crew = mili.begin_crew(run.config, mili.Collector, tmp_path / "trials/1", aids, run.meta)
+    assert crew.board.episodes.tolist() == [[12, 8]]
 
 
 @pytest.mark.parametrize("elsewhere", [0.0, 1.0])
@@ -1377,7 +1380,11 @@ def test_what_is_alike_is_near_in_the_picture():
         ({"share": 0.9}, "--share 0.9 leaves fewer than two pairs of demonstrations"),
         ({"batch": 9}, "--batch 9 has a pair of each task: it needs as many --tasks"),
         ({"tasks": 521}, "--tasks is 521; expected a number from 4 to 520"),
-        ({"per_task": 3}, "no such file; make some with: python train.py demos --world kitchen"),
+        (
+            {"per_task": 3},
+            "make some with: python train.py demos --world kitchen --count 3 --demos",
+        ),
+        ({"share": 0.01}, "--share 0.01 of --batch 4 is less than a pair"),
         ({"size": 33}, "--size is 33; it has to be even"),
         ({"start": "x", "method": "bc"}, "--method bc has no trials to take over; leave out"),
         ({"start": "nowhere"}, "--start nowhere: no run that has a first policy"),
@@ -1463,11 +1470,11 @@ def test_a_run_may_take_over_the_policy_and_trials_of_another(begun, tmp_path):
         second.start()
     (first.folder / "config.json").write_text(json.dumps(vars(first.config)))
     second.folder = tmp_path / "second"
-    second.start()
     second.mark += 1
-    with pytest.raises(ValueError, match="or of other demonstrations: has"):
-        second.round()
+    with pytest.raises(ValueError, match="is damaged, or of other demonstrations than"):
+        second.start()
     second.mark -= 1
+    second.start()
     np.testing.assert_array_equal(second.agent.weights(), first.agent.weights())
     while second.phase()[0] == "trials":
         second.round()

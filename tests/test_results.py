@@ -61,7 +61,7 @@ def test_claims_are_means_of_the_seeds_in_results(monkeypatch):
     for claim in CLAIMS:
         run, column, _ = figures.CLAIMS.get(claim["claim"], (None, None, None))
         if column:
-            paths = sorted(Path("results/metamimic").glob(f"{run}-[0-9].json"))
+            paths = sorted(Path("results/metamimic").glob(f"{run}-*.json"))
             values = np.array([json.loads(path.read_text())[column] for path in paths])
             values /= theirs if column == "eval_return" else 1
             assert len(values) == claim["seeds"]
@@ -75,14 +75,14 @@ def test_milis_claims_are_of_all_seeds_in_results(monkeypatch):
     mine = {claim["claim"]: claim for claim in CLAIMS}
     found = kitchen.claims()
     assert [mine[claim["claim"]] for claim in found] == json.loads(json.dumps(found))
-    paths = Path("results/mili").glob("round_1-[0-9].json")
+    paths = Path("results/mili").glob("round_1-*.json")
     runs = [json.loads(path.read_text()) for path in paths]
     after, before = (sum(run[name] for run in runs) for name in ("success", "meta_success"))
     assert mine["mili_relative_gain"]["ours"] == pytest.approx(after / before - 1, abs=1e-3)
 
 
 def test_a_curve_ends_where_its_run_did():
-    for path in ROOT.glob("results/m*/*-[0-9].json"):
+    for path in ROOT.glob("results/m*/*-*.json"):
         with open(path.with_suffix(".csv")) as file:
             last = list(csv.DictReader(file))[-1]
         facts = json.loads(path.read_text())
@@ -92,7 +92,7 @@ def test_a_curve_ends_where_its_run_did():
 
 def test_a_seed_that_is_missing_is_trained_as_those_in_results_were():
     """Seeds of one name are of one command, the one that `seeds` runs."""
-    for path in ROOT.glob("results/mili/*-[0-9].json"):
+    for path in ROOT.glob("results/mili/*-*.json"):
         facts = json.loads(path.read_text())
         name, seed = path.stem.rsplit("-", 1)
         words = kitchen.RUNS[name].format(seed=seed)
