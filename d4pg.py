@@ -317,9 +317,12 @@ def demonstrations(config, keys, count=None):
 
 
 def start_states(config):
-    """[states, S]: the first --curriculum states of all demonstrations, but no last one."""
+    """The first --curriculum states of all demonstrations, but no last one: `states` [M, S]."""
     demos = demonstrations(config, ("states",))
-    return np.concatenate([demo["states"][:-1][: config.curriculum] for demo in demos])
+    states = np.concatenate([demo["states"][:-1][: config.curriculum] for demo in demos])
+    shared = replay.Shared(states=(states.shape, states.dtype))
+    shared.states[:] = states
+    return shared
 
 
 def ladder(config, number, robots, low, high):
@@ -343,7 +346,7 @@ class Actor:
     def __init__(self, config, number, items, board, life=0, starts=None):
         """`life` counts this actor's restarts: each has a random seed of its own.
 
-        Episodes begin in one of `starts`, if there are any: of `start_states`.
+        `starts`: shared states, in one of which each episode begins; None: the world draws one.
         """
         self.config, self.number, self.board, (self.items,) = config, number, board, items
         chance = np.random.SeedSequence((2, config.seed, number, life))
@@ -358,7 +361,7 @@ class Actor:
         self.window = NStep(config.robots, config.nstep, config.gamma)
         self.returns = np.zeros(config.robots)  # of the present episodes, so far
         self.G, self.weight = np.zeros(config.robots), np.ones(config.robots)  # Σ γ^t r_t and γ^t
-        self.starts = starts
+        self.starts = starts.states if starts else None
         self.begin(np.arange(config.robots))
 
     def begin(self, ids):
@@ -712,7 +715,8 @@ class Run:
 
     def load_policies(self, state):
         """Only the networks, to evaluate a run."""
-        same, folder = self.mark in (0, state["mark"]), self.config.demos
+        same = 0 in (self.mark, state["mark"]) or self.mark == state["mark"]
+        folder = self.config.demos
         env.check(same, f"the run was trained on other demonstrations than there are in {folder}")
         for learner, saved in zip(self.learners, state["learners"], strict=True):
             learner.agent.load(saved["agent"])
@@ -732,12 +736,12 @@ def make_run(config):
     check_config(config, FLAGS, {})
     tune(config.threads)
     check_demos(config)
-    starts = [start_states(config)] if config.curriculum else []
+    starts = [start_states(config)] if config.curriculum else []  # none, or one
     world = make_world(config, 1, 0)
     fields = item_fields(world)
     agent = Agent(config, fields["obs"][0], len(world.low))
     learner = Learner(agent, fields, config.robots, sampling=config.sampling)
-    mark = zlib.crc32(starts[0]) if starts else 0
+    mark = zlib.crc32(starts[0].states) if starts else 0
     return Run(config, [learner], Actor, evaluate, tuple(starts), mark)
 
 

@@ -706,10 +706,10 @@ class Collector:
     actor: chunks that exist need not be made again.
     """
 
-    def __init__(self, config, number, folder, board, life, iteration, scenes, f, mark):
-        """`scenes`, `f`: the scene and the embedding of every demonstration.  `mark`: Run.who's."""
+    def __init__(self, config, number, folder, board, life, iteration, demos, mark):
+        """`demos`: every demonstration's `scene` and embedding `f`, shared.  `mark`: Run.who's."""
         self.config, self.number, self.board, self.mark = config, number, board, mark
-        self.folder, self.iteration, self.scenes, self.f = folder, iteration, scenes, f
+        self.folder, self.iteration, self.demos = folder, iteration, demos
         self.agent = Agent(SimpleNamespace(**vars(config) | {"device": "cpu"}))
         self.agent.load_weights(board.weights)
         every = range(number, chunks(config), max(config.actors, 1))
@@ -729,12 +729,14 @@ class Collector:
         world = env.Kitchen(n, int(rng.integers(2**32)), obs="features", size=config.size)
         for left in reversed(range(config.tries)):
             other, away = rng.integers(SCENES, size=n), rng.random(n) < config.elsewhere
-            drawn = rng.integers(len(self.scenes) // config.per_task, size=n)
+            drawn = rng.integers(len(self.demos.scene) // config.per_task, size=n)
             task = np.where(anew, drawn, task)  # sample training task, and demo d from D_i
             demo = task * config.per_task + rng.integers(config.per_task, size=n)
-            scene = np.where(away, other, self.scenes[demo])[anew]
+            scene = np.where(away, other, self.demos.scene[demo])[anew]
             world.reset(np.flatnonzero(anew), [env.Task(int(number), 0) for number in scene])
-            trials = rollout(self.agent, world, self.f[demo], rng, back=~anew)  # τ_n, π(a | o, d)
+            trials = rollout(
+                self.agent, world, self.demos.f[demo], rng, back=~anew
+            )  # τ_n, π(a | o, d)
             useful = np.array([trial["achieved"].any() for trial in trials])  # F(τ_n)
             R += [cut_when_done(trials[k]) for k in np.flatnonzero(useful)]  # add τ_n to R
             if not left:  # before the count is complete: the learner then ends the actors
@@ -1003,11 +1005,6 @@ class Run:
         """A mark of who tries: of the present policy, and what it has learned from."""
         return zlib.crc32(self.agent.weights(), self.mark)
 
-    def trials_stay(self):
-        """Advice for who begins again with other flags."""
-        source = self.config.start or self.folder
-        return f"the first round's trials stay, --start {source} takes them over"
-
     def collect(self, iteration, length, done):
         """Let the actors collect trials for a moment."""
         config, folder = self.config, self.trials_folder(iteration)
@@ -1021,8 +1018,10 @@ class Run:
                 env.check(there or mine, lost)
                 if path.exists() and not there:
                     path.rename(path.with_suffix(".damaged"))
-            scenes = np.array([e["scene"] for e in self.episodes])
-            aids = (iteration, scenes, self.agent.embed(self.demos), who)
+            f, scene = self.agent.embed(self.demos), [e["scene"] for e in self.episodes]
+            demos = replay.Shared(f=(f.shape, np.float32), scene=((len(f),), np.int64))
+            demos.f[:], demos.scene[:] = f, scene
+            aids = (iteration, demos, who)
             self.crew = begin_crew(config, Collector, folder, aids, self.agent.weights())
         before = self.steps - done
         # Never fewer than before: of a chunk that was interrupted, all tries are to be made again.
@@ -1051,8 +1050,8 @@ class Run:
                   )  # fmt: skip
         ends = np.cumsum([len(t["states"]) for t in trials])
         kept = int((ends * 3 * config.size**2 <= config.memory_gb * 1e9).sum())
-        short = f"--memory_gb {config.memory_gb} holds {kept} trials; raise it"
-        env.check(kept > 1, f"{short}: {self.trials_stay()}")
+        advice = f"--resume {self.folder} with more"
+        env.check(kept > 1, f"--memory_gb {config.memory_gb} holds {kept} trials: {advice}")
         return [without_waiting(trial) for trial in trials[:kept]], useful, tried
 
     def find_pairs(self, iteration):
@@ -1073,7 +1072,8 @@ class Run:
         if config.method == "mili":
             advice = f"no two trials are more alike than α = {alpha:.2f}, of the first 1,000 the "
             advice += f"most alike have {best:.2f}: begin a run with a lower --alpha, such as "
-            advice += f"{max(best - 0.05, 0.01):.2f}; {self.trials_stay()}"
+            advice += f"{max(best - 0.05, 0.01):.2f}; the first round's trials stay, --start "
+            advice += f"{config.start or self.folder} takes them over"
         env.check(worth["pairs"] > 0, advice)
         self.facts |= worth | {"alpha": alpha, "useful": useful / tried}
         path = self.folder / f"pairs{iteration}.npz"
@@ -1096,7 +1096,7 @@ class Run:
         pairs = read_arrays(path)
         env.check(pairs, f"{path} is missing or damaged: restore it, or begin a new run")
         self.partners = pairs["partners"]
-        same = f"{path} is not of these trials, or of another --memory_gb; begin a new run"
+        same = f"{path} is of another --memory_gb, which has to stay now, or of other trials"
         env.check(len(self.partners) == len(self.trials), same)
 
     # -- how good is it?

@@ -6,7 +6,7 @@
 One update, its sampling included: features 60, actions 9, two layers of 256, 101 atoms, batches of
 64 and 256, one thread and two.  Rows take turns in one process; medians.  With --vs sb3: the same
 features, actions and layers, as the library comes, and once more with our setting of torch
-(matrices by oneDNN).
+(matrices by oneDNN); `d4pg.tune`'s others, for denormals and malloc, hold in the whole process.
 """
 
 import argparse

@@ -37,7 +37,10 @@ def run_once(results, name, command, seed, options="", after=None):
     if out.with_suffix(".json").exists():
         return
     folder, words = Path(f"runs/{out.name}"), [sys.executable, "train.py", *command.split()]
-    further = "--resume" in words
+    further, judged = (
+        "--resume" in words,
+        [json.loads(p.read_text()) for p in results.glob("*.json")],
+    )
     if further:
         folder = Path(words[words.index("--resume") + 1])
     else:
@@ -50,8 +53,7 @@ def run_once(results, name, command, seed, options="", after=None):
     if before == facts:
         words = words if further else [*words[:3], "--resume", str(folder)]
     elif further:
-        judged = [json.loads(path.read_text()).get("command") for path in results.glob("*.json")]
-        if not before or before["command"] not in judged:
+        if not before or before["command"] not in [one.get("command") for one in judged]:
             raise SystemExit(f"{out.name} goes on from {folder}, which is not here, or not judged")
         (folder / "results.json").unlink(missing_ok=True)
     elif folder.exists():
@@ -65,6 +67,9 @@ def run_once(results, name, command, seed, options="", after=None):
         words = [sys.executable, "train.py", "eval", str(folder), *options.split()]
         told = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
     curve = (folder / "metrics.csv").read_text()
+    earlier = [one["commit"] for one in judged if further and one.get("run") == str(folder)]
+    commits = ", ".join([*earlier, facts["commit"]]).split(", ")  # a run that went on has several
+    facts["commit"] = ", ".join(dict.fromkeys(commits))
     facts["minutes"] = round(float(list(csv.DictReader(curve.splitlines()))[-1]["seconds"]) / 60, 1)
     out.with_suffix(".csv").write_text(curve)
     if after:
@@ -108,7 +113,7 @@ def claim(name, paper, facts, values, ours=None):
     """A row of summary.json: what each seed has come to, and how to measure it again."""
     ours = np.mean(values) if ours is None else ours
     low, ours, high = (float(f"{x:.3g}") for x in (min(values), ours, max(values)))
-    commits = ", ".join(fact["commit"] for fact in facts)  # a run that went on has several
+    commits = ", ".join(fact["commit"] for fact in facts)
     same = {"command": facts[0]["command"], "commit": ", ".join(dict.fromkeys(commits.split(", "))),
             "hardware": "; ".join(dict.fromkeys(fact["hardware"] for fact in facts))}  # fmt: skip
     minutes = round(float(np.mean([fact["minutes"] for fact in facts])), 1)

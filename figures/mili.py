@@ -243,11 +243,12 @@ def main():
     for seed in range(SEEDS) if args.seed is None else [args.seed]:
         for name in [args.run] if args.run else RUNS:
             command = RUNS[name].format(seed=seed)
-            words = command.replace("--resume ", "--start ").partition("--start ")[2].split()
+            source = command.replace("--resume ", "--start ").partition("--start ")[2].split()
             trained = (RESULTS / f"{name}-{seed}.json").exists()
-            if words and not trained and not Path(words[0], "meta.npy").exists():
-                lacks = f"{name}-{seed} goes on from {words[0]}, which is not here: move "
-                lacks += f"results/{RESULTS.name}/{Path(words[0]).name}.* away to train it"
+            has = "config.json" if "--resume" in command else "meta.npy"  # its first policy
+            if source and not trained and not Path(source[0], has).exists():
+                lacks = f"{name}-{seed} goes on from {source[0]}, which is not here: train that "
+                lacks += f"first (move results/mili/{Path(source[0]).name}.* away, if they exist)"
                 if args.run:
                     raise SystemExit(lacks)
                 print(lacks)

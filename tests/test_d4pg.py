@@ -490,7 +490,7 @@ def test_a_curriculum_begins_within_the_first_part_of_demonstrations(demos):
     with pytest.raises(ValueError, match="trained on other demonstrations than there are in"):
         again.load_policies(run.state())
     config.curriculum = 300  # nobody begins at the time limit
-    assert d4pg.start_states(config)[:, 0].max() * env.Stack.RATE == pytest.approx(199)
+    assert d4pg.start_states(config).states[:, 0].max() * env.Stack.RATE == pytest.approx(199)
 
 
 def test_a_checkpoint_has_the_items_of_all_steps_that_it_counts():
