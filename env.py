@@ -113,8 +113,7 @@ class Camera:
     def watch(self, model):
         """Use a model's colours and moving geoms; static geoms must be those of the background."""
         self.model, self.colour = model, 255 * model.geom_rgba[:, :3].astype(np.float32)
-        root = model.body_rootid[model.geom_bodyid]
-        moves = (model.body_weldid[model.geom_bodyid] > 0) | (model.body_mocapid[root] >= 0)
+        moves = model.body_weldid[model.geom_bodyid] > 0
         self.moving = np.flatnonzero(moves & (model.geom_rgba[:, 3] > 0))
 
     def _cast_background(self, data):
@@ -221,7 +220,7 @@ class Physics:
 
     def ids(self, ids):
         """Indices of robots, given as indices or as a boolean mask; None: all."""
-        if ids is None or (isinstance(ids, slice) and ids == slice(None)):
+        if ids is None:
             return np.arange(self.n)
         ids = np.atleast_1d(np.asarray(ids, bool if np.size(ids) == 0 else None))
         mask = ids.dtype == bool and ids.shape in ((0,), (self.n,))
@@ -1221,16 +1220,17 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
     check(path.stat().st_size < 2e7, f"{path}: larger than 20 MB, this is no demonstration")
     try:
         with open(path, "rb") as file:  # numpy writes no zip comment: the end record is last
-            file.seek(-22, os.SEEK_END)
-            record = file.read()
-            small = record[:4] == b"PK\5\6" and int.from_bytes(record[12:16], "little") < 10_000
-            check(small, "it is no small .npz archive")
+            file.seek(-42, os.SEEK_END)
+            large, end = file.read(4) == b"PK\6\7", file.read()[-22:]  # zip64's tells other sizes
+            small = end[:4] == b"PK\5\6" and int.from_bytes(end[12:16], "little") < 10_000
+            check(small and not large, "it is no small .npz archive")
         with zipfile.ZipFile(path) as archive:
             demo = {key: _read(archive, key, kind, ()).item() for key, kind in FACTS.items()}
             check((demo["world"] + demo["by"]).isprintable(), "its names are not text")
             made_for = f"{demo['world']!r}, version {demo['version']}"
             good = demo["world"] == world and demo["version"] == VERSION
-            check(good, f"made for the world {made_for}, not for {world!r}, version {VERSION}")
+            advice = f"not for {world!r}, version {VERSION}: make others elsewhere"
+            check(good, f"made for the world {made_for}, {advice}")
             if world == "kitchen":
                 check_task((demo["scene"], demo["slot"]))
             rows = _shape(archive, "states")[0] - 1
@@ -1242,20 +1242,28 @@ def load_demo(path, world, keys=("states", "obs/features", "obs/body")):
         if blameless(error):
             raise
         fault = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(f"{path}: truncated, damaged or no demonstration: {fault}") from None
+        raise ValueError(f"{path}: truncated, damaged or no demonstration here: {fault}") from None
     return demo
 
 
 def blameless(error):
     """Is an error in reading a file not the file's fault, but of memory, rights, disk or system?"""
-    short = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    torchs = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    short = isinstance(error, MemoryError) or torchs
     named = (None, errno.EINVAL, errno.ENOENT)  # as of archives that were cut, or are missing
     return short or (isinstance(error, OSError) and error.errno not in named)
 
 
+def _open(archive, key):
+    """An array's file, if it is packed in a way that lets no more be unpacked than is asked for."""
+    packed = archive.getinfo(f"{key}.npy").compress_type
+    check(packed in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), f"{key} is packed in another way")
+    return archive.open(f"{key}.npy")
+
+
 def _shape(archive, key):
     """The shape that an array's header claims."""
-    with archive.open(f"{key}.npy") as member:
+    with _open(archive, key) as member:
         check(np.lib.format.read_magic(member) == (1, 0), f"{key} has a header of another version")
         shape, _, _ = np.lib.format.read_array_header_1_0(member, max_header_size=1000)
     check(len(shape) > 0, f"{key} is a number, expected an array")
@@ -1264,12 +1272,10 @@ def _shape(archive, key):
 
 def _read(archive, key, kind, shape):
     """An array; its header must be exactly what numpy writes for this type and shape."""
-    packed = archive.getinfo(f"{key}.npy").compress_type
-    check(packed in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), f"{key} is packed in another way")
     wanted, kind = io.BytesIO(), np.dtype(kind)
     claim = {"descr": kind.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(wanted, claim)
-    with archive.open(f"{key}.npy") as member:
+    with _open(archive, key) as member:
         good = member.read(len(wanted.getvalue())) == wanted.getvalue()
         check(good, f"{key} is not an array of {kind} of shape {shape}")
         size = kind.itemsize * math.prod(shape)
@@ -1340,6 +1346,9 @@ def make_demos(folder, world, by, count, seed=0, horizon=200, processes=2):
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():
                 worker.terminate()  # a file is there as a whole, or not at all
+                worker.join()
+                for part in Path(folder).glob(f".*.{worker.pid}.part"):
+                    part.unlink()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -1449,10 +1458,8 @@ class Gymnasium:
         self.n, self.seed = whole("n", n, 1, 10_000), whole("seed", seed, 0, 2**32 - 1)
         try:
             self.envs = [gymnasium.make(name, max_episode_steps=horizon) for _ in range(n)]
-        except gymnasium.error.Error as error:
+        except (gymnasium.error.Error, ImportError) as error:  # which tell what to install
             raise ValueError(f"gymnasium cannot make {name}: {error}") from None
-        except ImportError as error:
-            raise ImportError(f"{name}: {error}: pip install 'gymnasium[mujoco]'") from None
         space, look = self.envs[0].action_space, self.envs[0].observation_space
         boxes = all(isinstance(s, gymnasium.spaces.Box) for s in (space, look))
         check(boxes, f"{name} has other actions or observations than boxes of numbers")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import tracemalloc
 import zipfile
 from time import perf_counter
@@ -295,6 +296,19 @@ def test_a_hostile_file_is_refused_at_once_by_name(name, folder, tmp_path, monke
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packings_that_may_unpack_to_anything_are_refused_at_once(packing, folder, tmp_path):
+    """Of 300 MB in 300 bytes, 100 are asked for; but these two unpack all that they are given."""
+    path = tmp_path / "packed.npz"
+    path.write_bytes((folder / "A" / "0000.npz").read_bytes())
+    with zipfile.ZipFile(path) as good:
+        members = {info.filename: good.read(info) for info in good.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bad:
+        for member, data in (members | states(data=bytes(3 * 10**8))).items():
+            bad.writestr(member, data, packing if member == "states.npy" else None)
+    check_refused_at_once(path, "states is packed in another way")
+
+
 def check_refused_at_once(path, fault):
     tracemalloc.start()
     start = perf_counter()
@@ -339,6 +353,13 @@ def test_a_directory_of_countless_entries_is_not_even_read(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for k in range(20_000):
             archive.writestr(str(k), b"")
+    check_refused_at_once(path, "no small .npz archive")
+    data, end = path.read_bytes()[:-22], path.read_bytes()[-22:]
+    size, begin = struct.unpack("<II", end[12:20])  # told small, but zip64's record tells more
+    more = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 20_000, 20_000, size, begin)
+    more += struct.pack("<4sIQI", b"PK\6\7", 0, len(data), 1)
+    path.write_bytes(data + more + end[:12] + struct.pack("<I", 500) + end[16:])
+    assert len(zipfile.ZipFile(path).namelist()) == 20_000
     check_refused_at_once(path, "no small .npz archive")
 
 
