@@ -319,10 +319,8 @@ def demonstrations(config, keys, count=None):
 def start_states(config):
     """The first --curriculum states of all demonstrations, but no last one: `states` [M, S]."""
     demos = demonstrations(config, ("states",))
-    states = np.concatenate([demo["states"][:-1][: config.curriculum] for demo in demos])
-    shared = replay.Shared(states=(states.shape, states.dtype))
-    shared.states[:] = states
-    return shared
+    states = [demo["states"][:-1][: config.curriculum] for demo in demos]
+    return replay.share(states=np.concatenate(states))
 
 
 def ladder(config, number, robots, low, high):
@@ -572,8 +570,7 @@ class Crew:
             idle = self.board.steps[k] == self.steps_then[k]
             self.deaths[k], self.steps_then[k] = 1 + idle * self.deaths[k], self.board.steps[k]
             if self.deaths[k] > 5:
-                advice = "no step in between; is memory short?"
-                raise RuntimeError(f"actor {k} died six times, with {advice}")
+                raise RuntimeError(f"actor {k} died six times, no step between; is memory short?")
             self.start(k)
 
     def close(self):
@@ -715,7 +712,7 @@ class Run:
 
     def load_policies(self, state):
         """Only the networks, to evaluate a run."""
-        same = 0 in (self.mark, state["mark"]) or self.mark == state["mark"]
+        same = 0 in (self.mark, state["mark"]) or self.mark == state["mark"]  # 0: not marked
         folder = self.config.demos
         env.check(same, f"the run was trained on other demonstrations than there are in {folder}")
         for learner, saved in zip(self.learners, state["learners"], strict=True):
@@ -736,13 +733,13 @@ def make_run(config):
     check_config(config, FLAGS, {})
     tune(config.threads)
     check_demos(config)
-    starts = [start_states(config)] if config.curriculum else []  # none, or one
+    aids = (start_states(config),) if config.curriculum else ()
+    mark = zlib.crc32(aids[0].states) if aids else 0
     world = make_world(config, 1, 0)
     fields = item_fields(world)
     agent = Agent(config, fields["obs"][0], len(world.low))
     learner = Learner(agent, fields, config.robots, sampling=config.sampling)
-    mark = zlib.crc32(starts[0].states) if starts else 0
-    return Run(config, [learner], Actor, evaluate, tuple(starts), mark)
+    return Run(config, [learner], Actor, evaluate, aids, mark)
 
 
 def complete(config):

@@ -205,7 +205,7 @@ def tracking(config, o, d, image_o=None, image_d=None):
 
 
 def compared(config, world, obs, demos, goal):
-    """Features of the first robots and of their goals, and both terms of eq. 2.  [m, 51] twice"""
+    """Features of the first m robots and their goals, [m, 51], and eq. 2's terms, [2, m]."""
     o, d = world.features()[: len(goal)], demos.features[goal]
     images = () if config.obs == "features" else (obs[: len(goal)], demos.frames[goal])
     return o, d, tracking(config, o, d, *images)

@@ -715,7 +715,7 @@ class Collector:
         every = range(number, chunks(config), max(config.actors, 1))
         there = [c for c in every if (folder / chunk_name(c)).exists()]
         self.todo, tried = sorted({*every} - {*there}), in_chunk(config) * len(there)
-        useful = sum(len(load_trials(folder / chunk_name(c))) for c in there)
+        useful = sum(len(np.load(folder / chunk_name(c))["length"]) for c in there)
         board.steps[number], board.episodes[number] = tried, (tried, useful)
 
     def ready(self):
@@ -1018,9 +1018,8 @@ class Run:
                 env.check(there or mine, lost)
                 if path.exists() and not there:
                     path.rename(path.with_suffix(".damaged"))
-            f, scene = self.agent.embed(self.demos), [e["scene"] for e in self.episodes]
-            demos = replay.Shared(f=(f.shape, np.float32), scene=((len(f),), np.int64))
-            demos.f[:], demos.scene[:] = f, scene
+            scene = np.array([e["scene"] for e in self.episodes])
+            demos = replay.share(f=self.agent.embed(self.demos), scene=scene)
             aids = (iteration, demos, who)
             self.crew = begin_crew(config, Collector, folder, aids, self.agent.weights())
         before = self.steps - done

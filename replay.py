@@ -91,6 +91,14 @@ class Shared:
             os.close(self.fd)
 
 
+def share(**arrays):
+    """Copies of arrays, in shared memory."""
+    shared = Shared(**{name: (array.shape, array.dtype) for name, array in arrays.items()})
+    for name, array in arrays.items():
+        getattr(shared, name)[:] = array
+    return shared
+
+
 def bytes_of(spec):
     """Size of arrays, each rounded up to whole cache lines."""
     sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in spec.values())

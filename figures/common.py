@@ -37,10 +37,8 @@ def run_once(results, name, command, seed, options="", after=None):
     if out.with_suffix(".json").exists():
         return
     folder, words = Path(f"runs/{out.name}"), [sys.executable, "train.py", *command.split()]
-    further, judged = (
-        "--resume" in words,
-        [json.loads(p.read_text()) for p in results.glob("*.json")],
-    )
+    further = "--resume" in words
+    judged = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     if further:
         folder = Path(words[words.index("--resume") + 1])
     else:

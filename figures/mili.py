@@ -1,6 +1,6 @@
 """MILI's table and figures: train what they need, draw them, and gather the claims.
 
-python -m figures.mili seeds          every run of seeds 0 to 4, one after the other: days
+python -m figures.mili seeds          every run of seeds 0 to 4, one after the other: hours
 python -m figures.mili seeds --seed 0        those of one seed; --run round_1: one of them
 python -m figures.mili draw           the figures, results/summary.json, the README's table
 
