@@ -110,7 +110,8 @@ def save(figure, name):
 def claim(name, paper, facts, values, ours=None):
     """A row of summary.json: what each seed has come to, and how to measure it again."""
     ours = np.mean(values) if ours is None else ours
-    low, ours, high = (float(f"{x:.3g}") for x in (min(values), ours, max(values)))
+    # six digits: what tables round to two is then rounded once
+    low, ours, high = (float(f"{x:.6g}") for x in (min(values), ours, max(values)))
     commits = ", ".join(fact["commit"] for fact in facts)
     same = {"command": facts[0]["command"], "commit": ", ".join(dict.fromkeys(commits.split(", "))),
             "hardware": "; ".join(dict.fromkeys(fact["hardware"] for fact in facts))}  # fmt: skip
