@@ -1094,8 +1094,8 @@ def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     """Trained a little, f pairs the demonstrations it knows by their tasks, and tells how well."""
     for change in ("mirror_and_recolour", "mix_scenery"):
         monkeypatch.setattr(mili, change, lambda *_: None)  # these very demonstrations
-    run = begun(updates=300, channels=16, trials=16, batch=8, lr=3e-3, lr_end=0.1)
-    for _ in range(300):
+    run = begun(updates=150, channels=16, trials=16, batch=8, lr=3e-3, lr_end=0.1)
+    for _ in range(150):
         run.round()
     as_trials(run, run.episodes)
     while run.phase()[0] != "improvement":
@@ -1105,8 +1105,8 @@ def test_what_f_was_trained_to_find_alike_is_paired(begun, monkeypatch):
     some = partners[:, 0] >= 0
     right = (what[partners[some, 0]] == what[some]).mean()
     chance = np.mean([(what == one).mean() for one in what])
-    assert right > 2 * chance
-    assert run.facts["precision"] > 2 * chance
+    assert right > 5 * chance
+    assert run.facts["precision"] > 5 * chance
     mixed = run.draw_trials(50, np.random.default_rng(0))
     assert (partners[mixed[:, 0]] == mixed[:, 1:]).any(1).all()
 
@@ -1132,7 +1132,7 @@ def by_the_operator(tasks):
 
 def test_a_trial_that_did_something_else_is_paired_with_what_it_did(begun):
     """Of eight tasks in two scenes; and not with whatever else was shown to it in its scene."""
-    updates, tasks = 300, [task for task in env.tasks_of("train") if task.scene in (0, 1)]
+    updates, tasks = 150, [task for task in env.tasks_of("train") if task.scene in (0, 1)]
     run = begun(updates=updates, channels=16, batch=8, lr=3e-3, lr_end=0.1)
     trials, demos = (by_the_operator(tasks * n) for n in (4, 10))
     run.trials, run.demos = (mili.Library(run.config, each, "") for each in (trials, demos))
@@ -1147,8 +1147,8 @@ def test_a_trial_that_did_something_else_is_paired_with_what_it_did(begun):
     shown = ((did[one] != did[other]) & (scene[one] == scene[other])).mean() / 3  # each of three
     chance = np.mean([(did == what).mean() for what in did])
     assert len(one) > 40
-    assert right > 3 * chance
-    assert right > 3 * shown
+    assert right > 5 * chance
+    assert right > 5 * shown
 
 
 def test_a_robot_feels_whether_its_fingers_hold_something(begun):
@@ -1247,9 +1247,13 @@ def test_tiny_run_from_end_to_end(demos, tmp_path, capsys, monkeypatch):
     """All phases, a table and pictures; who stops in each, and adds a round, comes to the same."""
     pytest.importorskip("matplotlib")
     attempt, ends = mili.rollout, []
-    mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}  # all are useful
-    all_of_use = lambda *args, **back: [mark(trial) for trial in attempt(*args, **back)]
-    monkeypatch.setattr(mili, "rollout", all_of_use)
+    mark = lambda trial: trial | {"achieved": np.arange(len(env.SLOTS)) == 0}
+
+    def brief_and_useful(agent, world, *args, **back):
+        world.horizon = 12
+        return [mark(trial) for trial in attempt(agent, world, *args, **back)]
+
+    monkeypatch.setattr(mili, "rollout", brief_and_useful)
     short = SHORT | {"eval_every": 1000}
     short = [word for name, value in short.items() for word in (f"--{name}", str(value))]
     flags = ["mili", "--preset", "tiny", *short, "--demos", str(demos)]
