@@ -87,6 +87,16 @@ def test_an_actors_items_are_the_ones_that_its_world_told(actor):
     np.testing.assert_allclose(sorted(zip(*mine)), sorted(expected), atol=1e-4)
     assert actor.board.steps[0] == 120
     assert actor.board.episodes[0] == 40 // 4 + 40 // 7 + 40 // 11
+    returns, G = [], np.zeros(3)
+    for i, robot in enumerate(steps):
+        total, k = 0.0, 0
+        for *_, reward, _, _, last in robot:
+            total, G[i], k = total + reward, G[i] + 0.9**k * reward, k + 1
+            if last:
+                returns.append(total)
+                total, G[i], k = 0.0, 0.0, 0
+    np.testing.assert_allclose(sorted(replay.read_returns(actor.board)), sorted(returns))
+    np.testing.assert_allclose(actor.act.G, G)  # since each robot's present episode began
 
 
 def test_it_acts_at_random_first_and_then_by_the_published_policy_with_each_robots_noise(actor):
@@ -154,12 +164,13 @@ def test_a_return_beyond_the_support_is_noticed_but_a_single_high_reward_is_not(
 def test_batches_weights_and_priorities_belong_together(sampling, monkeypatch):
     run = d4pg.make_run(make_config(sampling=sampling, warmup=100)).start()
     drive(run, until=lambda run: run.updates)
-    seen, told = [], []
+    seen, told, targets = [], [], []
     update, sample = run.learners[0].agent.update, run.learners[0].memory.sample
     drawn = []
 
     def spy_sample(count):
         drawn.append(sample(count))
+        targets.append(run.learners[0].agent.targets(drawn[-1][2]))
         return drawn[-1]
 
     def spy_update(batch, m, weights):
@@ -174,6 +185,7 @@ def test_batches_weights_and_priorities_belong_together(sampling, monkeypatch):
     slots, weights, _ = drawn[0]
     obs = run.learners[0].items.shared.rows[slots, run.learners[0].items.columns["obs"]]
     np.testing.assert_array_equal(torch.cat([o for o, *_ in seen]).numpy(), obs)
+    torch.testing.assert_close(torch.cat([m for _, m, *_ in seen]), targets[0])
     if sampling == "uniform":
         assert weights is None
     else:
@@ -250,9 +262,10 @@ def test_the_logs_return_is_that_of_the_latest_episodes():
     run = d4pg.make_run(make_config(actors=2))
     run.allocate()
     board = run.board
-    board.episodes[:, 0] = 70, 2
-    board.returns[0, 0] = 100 + np.arange(64)  # a ring: every one of the first actor's is in use
-    board.returns[1, 0, :2] = 1, 3
-    expected = np.concatenate([100 + np.arange(64), [1, 3]]).mean()
+    for value in range(70):  # more than are kept
+        replay.publish_return(board, 0, 100 + value)
+    replay.publish_return(board, 1, 1)
+    replay.publish_return(board, 1, 3)
+    expected = np.concatenate([100 + np.arange(6, 70), [1, 3]]).mean()
     assert run.row()["return"] == pytest.approx(expected)
     assert run.row()["episodes"] == 72

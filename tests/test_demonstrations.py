@@ -253,7 +253,7 @@ def number(kind, value):
 
 
 OTHER = npy("()", "<U16", "kitchen".encode("utf-32-le").ljust(64, b"\0"))
-LONG_HEADER = npy("(201, " + " " * 60000 + "66)", length=60100)
+LONG_HEADER = npy("(201, " + " " * 60000 + "66)")
 PICKLED = pickle.dumps(np.array([Trap()], object))
 HOSTILE = {  # name: what is put into a good file, and what the error says
     "another_world": ({"world.npy": OTHER}, "world 'kitchen'"),
@@ -270,14 +270,14 @@ HOSTILE = {  # name: what is put into a good file, and what the error says
     "shorter_than_said": (states(data=bytes(1000)), "states is not"),
     "bomb": (states(data=bytes(3 * 10**8)), "states is not"),
     "huge_header": ({"states.npy": b"\x93NUMPY\x02\x00" + b"\xff" * 9999}, "another version"),
-    "long_header": ({"states.npy": LONG_HEADER}, "no demonstration"),
+    "long_header": ({"states.npy": LONG_HEADER}, "Header info length"),
     "ten_gigabytes": (states("(201, 6600000)"), r"shape \(201, 66\)"),
     "not_a_number": (states(data=bytes(201 * 66 * 8 - 8) + b"\xff" * 8), "states"),
     "no_array": ({"states.npy": b"hello"}, "magic|EOF"),
     "not_a_dictionary": (states("(201, [66)"), "no demonstration"),
     "many_digits": (states("(" + "9" * 800 + ", 66)"), "no demonstration"),
-    "terminal_codes": ({"world.npy": number("<U16", "a\x1b[31m\nb")}, "no demonstration"),
-    "no_letters": ({"by.npy": npy("()", "<U16", b"\xff" * 64)}, "no demonstration"),
+    "terminal_codes": ({"world.npy": number("<U16", "a\x1b[31m\nb")}, "names are not text"),
+    "no_letters": ({"by.npy": npy("()", "<U16", b"\xff" * 64)}, "names are not text"),
 }
 
 

@@ -139,10 +139,13 @@ def test_robots_and_episodes_are_all_different():
     assert len({row.tobytes() for row in every}) == 8
 
 
-def test_the_operator_does_not_draw_what_the_world_drew():
+def test_the_operator_does_not_draw_what_the_world_drew(monkeypatch):
+    seeds, rng = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: seeds.append(seed) or rng(seed))
     world = Kitchen(100, tasks=[ALL[0]] * 100, obs="features")
     speed, place = Operator(world).script[:, 0, 5], world.place[:, :, 0]
     assert max(abs(np.corrcoef(speed, x)[0, 1]) for x in place.T) < 0.4
+    assert len(set(seeds)) == len(seeds) == 200
 
 
 def test_time_passes_for_those_robots_alone_that_are_stepped():
@@ -325,11 +328,18 @@ def test_grasp_means_held_5_cm_up():
         assert (("grasp", thing) in achieved(world)) == (height[-1] > 0.05)
         world.step(operator.act())
     assert min(height) < 0.05 < max(height)
-    state = world.get_state()
-    state[0, 8] = 0.05  # the right jaw alone opens
+    there = world.get_state()
+    for jaw in (0, 1):
+        state = there.copy()
+        state[0, 7 + jaw] = 0.05  # it alone opens
+        world.set_state(state)
+        assert world.touching()[0, 1:3, thing].tolist() == [jaw == 1, jaw == 0]
+        assert ("grasp", thing) not in achieved(world)
+    world.set_state(there)
+    assert ("grasp", thing) in achieved(world)
+    world.judge_anew([0])
+    assert ("grasp", thing) not in achieved(world)  # it is no higher than where it was then
     world.set_state(state)
-    assert world.touching()[0, 1:3, thing].tolist() == [True, False]
-    assert ("grasp", thing) not in achieved(world)
     wide = hold(world)
     wide[0, 6] = 0.9
     for _ in range(4):

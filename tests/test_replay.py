@@ -124,6 +124,7 @@ def test_prioritised_removal_prefers_what_has_little_priority_by_the_power_of_it
         index, rng = replay.Prioritised(64), np.random.default_rng(seed)
         index.add(np.arange(64))
         index.update(np.arange(64), priority)
+        np.add.at(removed, index.removal.draw(rng, 20), 1)
         removed[index.remove(rng, 1)] += 1
     wanted = priority**-0.4 / (priority**-0.4).sum()
     assert chi_square(removed, wanted) < limit(64)

@@ -283,6 +283,7 @@ def test_lifted_means_held_3_cm_above_the_table(world):
     person = env.Person(world, "B", seed=1)
     world.reset()
     touching = lifted = 0
+    tilted = []
     for _ in range(world.horizon):
         world.step(person.act())
         a, turn, _ = world.block_a
@@ -292,8 +293,15 @@ def test_lifted_means_held_3_cm_above_the_table(world):
         assert ((world.stage() == 2) == (held & (low > 0.03))).all()
         touching += (held & (low < 0.03)).sum()
         lifted += (held & (low > 0.03)).sum()
+        tilted += list(world.get_state()[held & (low > 0.03) & (low < 0.038)])
     assert touching > 20
     assert lifted > 20
+    for state in tilted:  # on a corner, 1 cm lower
+        state[13:17] = np.cos(np.pi / 8), np.sin(np.pi / 8), 0, 0
+        world.set_state(state[None], [0])
+        assert world.arm_a[0, 0] > 0
+        assert world.stage([0]) != 2
+    assert tilted
 
 
 def test_thrown_up_is_not_lifted(world):
