@@ -75,6 +75,7 @@ def test_arrangements_are_new_each_time_apart_and_in_sight():
                 assert env.gap(circles[a], circles[b][0]) > 0.06
                 way = (xy[b] - xy[a]) / np.linalg.norm(xy[b] - xy[a])
                 start = xy[a] - (env.reach(prints[a]) + 0.05) * way
+                assert (np.abs(start - [0, 0.015]) < 0.23).all()  # within the gripper's reach
                 others = [circles[k] for k in range(5) if k not in (a, b)]
                 assert all(env.aside(circle, start, way)[0] > 0.045 for circle in others)
 

@@ -493,6 +493,16 @@ def test_pairs_are_two_demonstrations_of_a_task_each_task_once(begun):
     assert len({frozenset(pair) for pair in drawn.reshape(-1, 2).tolist()}) == 9 * 6
 
 
+def test_each_update_draws_anew(begun, monkeypatch):
+    run, drawn = begun(), []
+    draw = run.draw_demos
+    watched = lambda n, rng: drawn.append(rng.random()) or draw(n, rng)
+    monkeypatch.setattr(run, "draw_demos", watched)
+    for _ in range(5):
+        run.learn(0, 0.0)
+    assert len(set(drawn)) == 5
+
+
 def test_rounds_without_trials_are_updates_alone(begun):
     """--share 0, to tell what updates alone are worth: nothing is tried, nothing paired."""
     run = begun(share=0, rounds=2, updates=2, retrain=1)
@@ -801,7 +811,7 @@ def test_who_does_what_the_operator_does_achieves_the_task(begun, monkeypatch):
     def act(agent, images, pose, f, rng):
         actions = operator.act()
         ids = f[:, 0].astype(int)
-        assert images.shape == (len(ids), 32, 32, 3)
+        np.testing.assert_array_equal(images, world.pixels(ids))
         for i, mine in zip(ids, pose):
             felt[i].append(mine)
         return actions[ids].astype(np.float32), operator.ended[ids]
