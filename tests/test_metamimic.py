@@ -40,6 +40,12 @@ def config(demos):
     return make
 
 
+@pytest.fixture
+def paid(monkeypatch):
+    """Every step earns something: rewards of 0 would be right by chance."""
+    monkeypatch.setitem(env.REWARDS, "reach", np.array([0.5, 1, 1, 1]))
+
+
 def test_the_preset_paper_is_table_1():
     paper = {name: values[2] for name, (_, *values) in metamimic.FLAGS.items()}
     table = {"size": 128, "atoms": 101, "nstep": 5, "batch": 64, "target_period": 100,
@@ -133,8 +139,7 @@ def random_policies(run):
 
 
 @pytest.mark.parametrize("ahead", [1, 3])  # the paper's, and a goal further off
-def test_one_step_of_an_actor_is_algorithms_1_and_3(config, ahead, monkeypatch):
-    monkeypatch.setitem(env.REWARDS, "reach", np.array([0.5, 1, 1, 1]))  # never 0
+def test_one_step_of_an_actor_is_algorithms_1_and_3(config, ahead, paid):
     quiet = dict.fromkeys(("sigma_min", "sigma_max", "task_sigma_min", "task_sigma_max"), 1e-9)
     flags = config(nstep=1, robots=3, task_robots=2, warmup=40, ahead=ahead, **quiet)
     run = metamimic.make_run(flags)
@@ -378,8 +383,7 @@ def shorter(demos, tmp_path_factory):
     return root
 
 
-def test_demonstrations_may_be_shorter_than_an_episode(config, shorter, monkeypatch):
-    monkeypatch.setitem(env.REWARDS, "reach", np.array([0.5, 1, 1, 1]))  # never 0
+def test_demonstrations_may_be_shorter_than_an_episode(config, shorter, paid, monkeypatch):
     flags = config(demos=str(shorter), deviation=99.0, cutoff=0.0, nstep=1, amid=1.0, curriculum=99)
     run = metamimic.make_run(flags).start()
     actor, demos = run.inline, run.aids[0]
@@ -409,17 +413,24 @@ def test_demonstrations_may_be_shorter_than_an_episode(config, shorter, monkeypa
         assert not theirs[steps:, k].any()
         assert task[:steps, k].all()
         assert not task[steps:, k].any()
-    acts = []  # of the task robots, which begin as the first two demonstrations do
+
+
+def test_the_task_policy_begins_as_a_demonstration_does_and_ends_with_it(
+    config, shorter, paid, monkeypatch
+):
+    run, acts = metamimic.make_run(config(demos=str(shorter))).start(), []
+    demos, nets = run.aids[0], run.nets()
+    monkeypatch.setattr(metamimic, "follow", lambda *_: np.zeros((4, 9)))
     monkeypatch.setattr(d4pg, "pick", lambda nets, obs: acts.append((nets, obs)) or np.ones((2, 9)))
-    nets = run.nets()
     task, _ = metamimic.rollout(run.config, nets, demos, 4, 2)
     (first, obs), worlds = acts[0], env.Stack(2, horizon=T)
     assert first is nets[metamimic.TASK]
     np.testing.assert_array_equal(obs, worlds.set_state(demos.states[demos.first[:2]]))
     for _, after in acts[1:]:
         np.testing.assert_allclose(worlds.step(np.ones((2, 9)))[0], after, atol=1e-4)
-    assert task[:12, 4].all()
-    assert not task[12:, 4].any()
+    for k, steps in enumerate([12, 14]):
+        assert task[:steps, 4 + k].all()
+        assert not task[steps:, 4 + k].any()
 
 
 # -- what is never read
@@ -695,8 +706,7 @@ def test_a_run_ends_with_a_table_and_pictures(whole, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results  # fixed seeds
 
 
-def test_eval_imitates_one_file_in_one_shot(whole, demos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(env.REWARDS, "reach", np.array([0.5, 1, 1, 1]))  # never 0
+def test_eval_imitates_one_file_in_one_shot(whole, demos, paid, tmp_path, capsys):
     path, out = demos / f"stack{T}/B/0002.npz", tmp_path / "copy.gif"
     train.main(["eval", str(whole), "--demo", str(path), "--out", str(out)])
     results = json.loads(capsys.readouterr().out.splitlines()[-1])

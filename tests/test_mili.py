@@ -542,7 +542,8 @@ def test_embeddings_have_length_1_and_know_images_alone(begun):
     run = begun()
     f = run.agent.embed(run.demos)
     np.testing.assert_allclose((f**2).sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(run.agent.embed(run.demos, chunk=5), f, atol=0.01)  # in bfloat16
+    again = run.agent.embed(run.demos, chunk=5)
+    np.testing.assert_allclose(again, f, atol=0.01)  # bfloat16: two episodes' differ by 0.07
     run.demos.pose[:], run.demos.action[:] = np.nan, np.nan
     np.testing.assert_array_equal(run.agent.embed(run.demos), f)
     run.demos.image[: run.demos.length[0]] = 0
